@@ -1,0 +1,17 @@
+"""Settings that must stand before JAX is imported, and what all tests share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "Agg"
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+if _EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}"
+
+import hypothesis
+
+# Compilation makes the first example slow, and the same examples come every time.
+hypothesis.settings.register_profile(
+    "fixed", deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("fixed")
