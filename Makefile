@@ -1,0 +1,90 @@
+# `make` lists the targets. Everything runs in .venv, which `make env` builds.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Python 3.11 where there is one (the version the lock is tested with), else python3.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.stamp
+JOBS ?= 2
+LOCK_ARGS ?=
+LOWER_TESTS ?= entropy_optax tests
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: env
+env: $(STAMP)  ## build .venv from the hashed lock, if it changed
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null \
+	  || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: quickstart
+quickstart: env  ## train LeNet on MNIST with SGD, Adam and Entropy-SGD
+	$(BIN)/entropy-optax train --preset quickstart
+
+.PHONY: test
+test: lint env  ## lint, types, doctests, README and the fast tests, from nothing
+	$(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: lint
+lint: env  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pyright
+
+.PHONY: format
+format: env  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test-slow
+test-slow: env  ## the slow tests; the result is kept in tests/slow_results.txt
+	@log=$$(mktemp); rc=0; \
+	$(BIN)/python -m pytest -m slow -n $(JOBS) -o timeout=1800 2>&1 | tee "$$log" || rc=$$?; \
+	{ echo "Last run of the slow tests (make test-slow)."; \
+	  echo "date      $$(date -u +%Y-%m-%d)"; \
+	  $(BIN)/python -c 'import importlib.metadata as m, os, platform; \
+	print("versions ", "python", platform.python_version(), \
+	*(f"{p} {m.version(p)}" for p in ("jax", "optax", "flax", "numpy"))); \
+	print("machine  ", platform.system(), platform.machine(), os.cpu_count(), "cores")'; \
+	  echo "result    $$(tail -n 1 "$$log" | tr -d '=' | xargs)"; \
+	} > tests/slow_results.txt; rm -f "$$log"; cat tests/slow_results.txt; exit $$rc
+
+.PHONY: notebook
+notebook: env  ## bring the notebooks and their text forms in line, and run them
+	$(BIN)/jupytext --sync notebooks/*.ipynb
+	MPLBACKEND=module://matplotlib_inline.backend_inline \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+.PHONY: lock
+lock: env  ## renew the lock after a change of pyproject (LOCK_ARGS=--upgrade: all of it)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url \
+	  --quiet $(LOCK_ARGS) --output-file requirements.lock
+	@sed -i '1i # The environment of make env, with the hashes of all platforms. Renewed by make lock.' requirements.lock
+	@! grep -nE '://|find-links|\(/' requirements.lock || { echo "a path or host in the lock"; exit 1; }
+
+.PHONY: lower-bounds
+lower-bounds: env  ## the fast tests with the lowest versions that pyproject declares
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(BIN)/uv venv --quiet --python $(PYTHON) "$$dir/env"; \
+	VIRTUAL_ENV="$$dir/env" $(BIN)/uv pip install --quiet --resolution lowest-direct \
+	  --editable '.[test]'; \
+	VIRTUAL_ENV="$$dir/env" $(BIN)/uv pip list | grep -E \
+	  '^(jax|jaxlib|optax|flax|numpy|orbax-checkpoint|matplotlib|rich|tyro|pytest|hypothesis|jaxtyping|beartype) '; \
+	"$$dir/env/bin/python" -m pytest -n $(JOBS) -p no:cacheprovider $(LOWER_TESTS)
+
+.PHONY: clean
+clean:  ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
