@@ -1,0 +1,172 @@
+"""One step of the inner loop, which every driver of local entropy shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from entropy_optax._arguments import at_step, copy, like_leaf
+
+MeanDecay = ArrayLike | Callable[[ArrayLike], ArrayLike]
+
+
+class InnerState(NamedTuple):
+    """What one inner step hands to the next, besides the inner iterate x'.
+
+    Attributes:
+      mean: mu, the running mean of x'.
+      sampler_state: state of the inner chain.
+      displacement: mean of ||x' - x|| over the inner steps done.
+      num_nonfinite: gradients skipped because they were not finite, ever.
+    """
+
+    mean: optax.Params
+    sampler_state: optax.OptState
+    displacement: jax.Array
+    num_nonfinite: jax.Array
+
+
+class SamplerKey(NamedTuple):
+    """A PRNG key of the sampler: what outlives the reset of its state.
+
+    Attributes:
+      rng_key: the key, named as Optax names its own.
+    """
+
+    rng_key: jax.Array
+
+
+class Cycle(NamedTuple):
+    """What stays fixed during the inner steps of one outer step.
+
+    Attributes:
+      anchor: the outer iterate x.
+      gamma: the scope in force.
+      outer_count: outer steps done.
+      extra_args: the user's, passed on to the sampler.
+    """
+
+    anchor: optax.Params
+    gamma: jax.Array
+    outer_count: jax.Array
+    extra_args: dict[str, Any]
+
+
+def norm(tree: Any) -> jax.Array:
+    """Return the Euclidean norm of a tree in the default float precision."""
+    return jnp.asarray(optax.tree.norm(tree), dtype=jnp.result_type(float))
+
+
+def inner_step(
+    sampler: optax.GradientTransformationExtraArgs,
+    mean_decay: MeanDecay,
+    skip_nonfinite: bool,
+    cycle: Cycle,
+    grads: optax.Updates,
+    position: optax.Params,
+    inner: InnerState,
+    step: ArrayLike,
+) -> tuple[optax.Updates, InnerState]:
+    """Move x' by one step of the sampler, and mu after it (Algorithm 1, lines 4 to 6).
+
+    Args:
+      sampler: the inner chain.
+      mean_decay: weight of the old mean, a number or a function of ``step``.
+      skip_nonfinite: whether a gradient with a NaN or an infinity changes nothing.
+      cycle: what stays fixed during the inner loop.
+      grads: gradient at x', a tree like the params.
+      position: x'.
+      inner: the state before the step.
+      step: k = 0 .. L - 1.
+
+    Returns:
+      The update of x', and the state after the step.
+    """
+    updates, sampler_state = sampler.update(
+        grads,
+        inner.sampler_state,
+        position,
+        **{
+            **cycle.extra_args,
+            "anchor": cycle.anchor,
+            "gamma": cycle.gamma,
+            "outer_count": cycle.outer_count,
+        },
+    )
+    moved = optax.apply_updates(position, updates)
+    decay = at_step(mean_decay, step)
+    mean = jax.tree.map(
+        lambda m, p: like_leaf(decay, m) * m + like_leaf(1 - decay, m) * p,
+        inner.mean,
+        optax.tree.cast_like(moved, inner.mean),
+    )
+    # Subtract in the mean's dtype: squares of a float16 leaf overflow.
+    away = jax.tree.map(lambda m, p, a: (p - a).astype(m.dtype), mean, moved, cycle.anchor)
+    rate = 1 / (jnp.asarray(step, dtype=inner.displacement.dtype) + 1)
+    stepped = InnerState(
+        mean=mean,
+        sampler_state=sampler_state,
+        displacement=inner.displacement + rate * (norm(away) - inner.displacement),
+        num_nonfinite=inner.num_nonfinite,
+    )
+    if not skip_nonfinite:
+        return updates, stepped
+    # Selected, not multiplied: 0 * NaN is NaN, and keys have no arithmetic.
+    finite = is_finite(grads)
+    skipped = inner._replace(num_nonfinite=optax.safe_increment(inner.num_nonfinite))
+    return optax.tree.where(
+        finite, (updates, stepped), (optax.tree.zeros_like(updates), skipped)
+    )
+
+
+def is_finite(tree: Any) -> jax.Array:
+    """Tell whether every element of a tree is finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.array(leaves)) if leaves else jnp.array(True)
+
+
+def sampler_keys(sampler_state: optax.OptState) -> tuple[SamplerKey, ...]:
+    """Return the PRNG keys in a sampler's state, in the order of its leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(sampler_state)
+    return tuple(SamplerKey(leaf) for path, leaf in leaves if _is_key(path, leaf))
+
+
+def with_keys(
+    sampler_state: optax.OptState, keys: tuple[SamplerKey, ...]
+) -> optax.OptState:
+    """Return a sampler's state with its PRNG keys replaced.
+
+    A reset makes a fresh state and puts the old keys into it, so that no outer step ever
+    replays the noise of the one before, the user's own ``optax.add_noise`` included.
+
+    Args:
+      sampler_state: the state of the inner chain.
+      keys: as :func:`sampler_keys` returns them.
+
+    Returns:
+      The state with those keys.
+    """
+    remaining = iter(keys)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: next(remaining).rng_key if _is_key(path, leaf) else leaf,
+        sampler_state,
+    )
+
+
+def _is_key(path: tuple[Any, ...], leaf: Any) -> bool:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
+    # A legacy key is an ordinary array of integers: its name alone tells.
+    return bool(path) and getattr(path[-1], "name", None) == "rng_key"
+
+
+def init_sampler(
+    sampler: optax.GradientTransformationExtraArgs, params: optax.Params
+) -> optax.OptState:
+    """Return the sampler's first state, sharing no buffer with params or the user's key."""
+    return copy(sampler.init(params))

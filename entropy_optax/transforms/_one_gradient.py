@@ -1,0 +1,173 @@
+"""Local entropy with one gradient per call, for any training loop."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from entropy_optax._arguments import (
+    ScalarOrSchedule,
+    at_step,
+    check_num_steps,
+    check_scalar,
+    copy,
+    like_leaf,
+)
+from entropy_optax.transforms._inner import (
+    Cycle,
+    InnerState,
+    MeanDecay,
+    init_sampler,
+    inner_step,
+    norm,
+    sampler_keys,
+    with_keys,
+)
+
+
+class LocalEntropyState(NamedTuple):
+    """State of :func:`local_entropy` with one gradient per call.
+
+    Attributes:
+      outer_count: outer steps done; the schedules of scope and temperature follow it.
+      inner_count: inner steps done in this cycle, 0 .. num_steps - 1; 0 means that the
+        params are x.
+      num_gradients: gradients spent so far, the unit of every comparison.
+      num_nonfinite: gradients skipped so far because they were not finite.
+      gamma: scope in force in the last call.
+      distance: ||x - mu|| at the end of the last complete cycle.
+      displacement: mean of ||x' - x|| over the inner steps of the current cycle, or of the
+        last one between two cycles.
+      anchor: the outer iterate x, while ``inner_count`` is not 0.
+      mean: mu, while ``inner_count`` is not 0.
+      sampler_state: state of the inner chain.
+      optimizer_state: state of the outer optimizer.
+    """
+
+    outer_count: jax.Array
+    inner_count: jax.Array
+    num_gradients: jax.Array
+    num_nonfinite: jax.Array
+    gamma: jax.Array
+    distance: jax.Array
+    displacement: jax.Array
+    anchor: optax.Params
+    mean: optax.Params
+    sampler_state: optax.OptState
+    optimizer_state: optax.OptState
+
+
+def one_gradient_per_call(
+    optimizer: optax.GradientTransformation,
+    sampler: optax.GradientTransformation,
+    num_steps: int,
+    gamma: ScalarOrSchedule,
+    *,
+    mean_decay: MeanDecay,
+    scale_by_gamma: bool,
+    reset_sampler: bool,
+    accumulator_dtype: DTypeLike,
+    skip_nonfinite: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Return :func:`local_entropy` with ``opaque_mode=False``; the arguments are its own."""
+    num_steps = check_num_steps(num_steps)
+    check_scalar("gamma", gamma)
+    check_scalar("mean_decay", mean_decay, maximum=1.0)
+    inner_chain = optax.with_extra_args_support(sampler)
+    outer_chain = optax.with_extra_args_support(optimizer)
+
+    def promote(params: optax.Params) -> optax.Params:
+        return jax.tree.map(
+            lambda p: jnp.asarray(p, jnp.result_type(p, accumulator_dtype)), params
+        )
+
+    def init(params: optax.Params) -> optax.OptState:
+        zero = jnp.zeros([], jnp.result_type(float))
+        count = jnp.zeros([], jnp.int32)
+        return LocalEntropyState(
+            outer_count=count,
+            inner_count=count,
+            num_gradients=count,
+            num_nonfinite=count,
+            gamma=zero,
+            distance=zero,
+            displacement=zero,
+            anchor=copy(params),
+            mean=copy(promote(params)),
+            sampler_state=init_sampler(inner_chain, params),
+            optimizer_state=outer_chain.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, LocalEntropyState)
+        if params is None:
+            raise ValueError("params: local_entropy needs them, got None.")
+
+        # Line 2 of Algorithm 1, at the start of a cycle: x', mu <- x.
+        is_first = state.inner_count == 0
+        anchor, mean = optax.tree.where(
+            is_first, (params, promote(params)), (state.anchor, state.mean)
+        )
+        sampler_state = state.sampler_state
+        if reset_sampler:
+            fresh = with_keys(inner_chain.init(params), sampler_keys(sampler_state))
+            sampler_state = optax.tree.where(is_first, fresh, sampler_state)
+        scope = at_step(gamma, state.outer_count)
+        moves, inner = inner_step(
+            inner_chain,
+            mean_decay,
+            skip_nonfinite,
+            Cycle(anchor, scope, state.outer_count, extra_args),
+            updates,
+            params,
+            InnerState(mean, sampler_state, state.displacement, state.num_nonfinite),
+            state.inner_count,
+        )
+
+        def outer_step() -> tuple[optax.Updates, optax.OptState, jax.Array]:
+            direction = optax.tree.sub(promote(anchor), inner.mean)
+            distance = norm(direction)
+            if scale_by_gamma:
+                direction = jax.tree.map(lambda d: like_leaf(scope, d) * d, direction)
+            steps, optimizer_state = outer_chain.update(
+                optax.tree.cast_like(direction, params),
+                state.optimizer_state,
+                anchor,
+                **extra_args,
+            )
+            # The caller adds the result to x', so undo the way from x to x'.
+            jump = optax.tree.sub(optax.apply_updates(anchor, steps), params)
+            return optax.tree.cast_like(jump, params), optimizer_state, distance
+
+        def stay() -> tuple[optax.Updates, optax.OptState, jax.Array]:
+            moved = optax.tree.cast_like(moves, params)
+            return moved, state.optimizer_state, state.distance
+
+        is_last = state.inner_count == num_steps - 1
+        new_updates, optimizer_state, distance = jax.lax.cond(is_last, outer_step, stay)
+        return new_updates, LocalEntropyState(
+            outer_count=jnp.where(
+                is_last, optax.safe_increment(state.outer_count), state.outer_count
+            ),
+            inner_count=jnp.where(is_last, 0, state.inner_count + 1),
+            num_gradients=optax.safe_increment(state.num_gradients),
+            num_nonfinite=inner.num_nonfinite,
+            gamma=scope,
+            distance=distance,
+            displacement=inner.displacement,
+            anchor=anchor,
+            mean=inner.mean,
+            sampler_state=inner.sampler_state,
+            optimizer_state=optimizer_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
