@@ -74,6 +74,7 @@ lock: env  ## renew the lock after a change of pyproject (LOCK_ARGS=--upgrade: a
 	@sed -i '1i # The environment of make env, with the hashes of all platforms. Renewed by make lock.' requirements.lock
 	@! grep -nE '://|find-links|\(/' requirements.lock || { echo "a path or host in the lock"; exit 1; }
 
+# Old packages warn about their newer neighbours, so a warning is no error here.
 .PHONY: lower-bounds
 lower-bounds: env  ## the fast tests with the lowest versions that pyproject declares
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
@@ -82,7 +83,7 @@ lower-bounds: env  ## the fast tests with the lowest versions that pyproject dec
 	  --editable '.[test]'; \
 	VIRTUAL_ENV="$$dir/env" $(BIN)/uv pip list | grep -E \
 	  '^(jax|jaxlib|optax|flax|numpy|orbax-checkpoint|matplotlib|rich|tyro|pytest|hypothesis|jaxtyping|beartype) '; \
-	"$$dir/env/bin/python" -m pytest -n $(JOBS) -p no:cacheprovider $(LOWER_TESTS)
+	"$$dir/env/bin/python" -m pytest -n $(JOBS) -p no:cacheprovider -W default $(LOWER_TESTS)
 
 .PHONY: clean
 clean:  ## remove .venv, caches and builds; runs/ stays
