@@ -14,7 +14,9 @@ from entropy_optax.schedules import linear_scoping as linear_scoping
 from entropy_optax.schedules import quadratic_scoping as quadratic_scoping
 from entropy_optax.schedules import temperature_from_noise as temperature_from_noise
 from entropy_optax.transforms import LocalEntropyState as LocalEntropyState
-from entropy_optax.transforms import ScaleByLocalEntropyState as ScaleByLocalEntropyState
+from entropy_optax.transforms import (
+    ScaleByLocalEntropyState as ScaleByLocalEntropyState,
+)
 from entropy_optax.transforms import eval_params as eval_params
 from entropy_optax.transforms import local_entropy as local_entropy
 from entropy_optax.transforms import num_gradients as num_gradients

@@ -43,9 +43,9 @@ def entropy_sgd(
       x &\leftarrow x - \eta\, (x - \mu) \quad \text{(Nesterov's momentum if asked)}
 
     It is ``local_entropy(optax.sgd(...), optax.chain(optax.add_decayed_weights(...),
-    sgld(...)), ...)``: compose these for anything else. A learning rate of 1 without outer
-    momentum moves x to mu. A drop-in for ``optax.sgd`` in a loop of one gradient per call;
-    evaluate at ``eval_params(state, params)``.
+    sgld(...)), ...)``: compose these for anything else. A learning rate of 1 without
+    outer momentum moves x to mu. A drop-in for ``optax.sgd`` in a loop of one gradient
+    per call; evaluate at ``eval_params(state, params)``.
 
     ======================== ============================================
     symbol                   argument
@@ -63,7 +63,8 @@ def entropy_sgd(
     Args:
       learning_rate: outer rate, a number or a schedule of the outer step.
       gamma: scope, a number or a schedule of the outer step such as
-        :func:`entropy_optax.exponential_scoping`. The default is the paper's for CIFAR-10.
+        :func:`entropy_optax.exponential_scoping`. The default is the paper's for
+        CIFAR-10.
       num_steps: gradients per outer step.
       step_size: inner rate, a number or a schedule of the outer step.
       temperature: of the Langevin noise; the default is the paper's
@@ -73,8 +74,8 @@ def entropy_sgd(
         effective rate by 1 / (1 - outer_momentum): with 0.9 use a rate near 0.1.
       weight_decay: added to each inner gradient, before the momentum.
       mean_decay: weight of the old mean, a number or a function of the inner step.
-      opaque_mode: whether one update is a whole outer step, which needs ``grad_fn``; see
-        :func:`entropy_optax.local_entropy`.
+      opaque_mode: whether one update is a whole outer step, which needs ``grad_fn``;
+        see :func:`entropy_optax.local_entropy`.
       noise: ``"gaussian"``, the cheaper ``"rademacher"``, or a function.
       key: typed PRNG key or integer seed of the noise.
       carry_init: first carry for ``grad_fn`` in ``opaque_mode``.
@@ -152,8 +153,8 @@ def entropy_adam(
 
     The inner loop is that of :func:`entropy_sgd`; the outer step is Adam's, with
     :math:`x - \mu` in the gradient's place. As Adam normalises, the scale of
-    :math:`x - \mu` does not matter, and the learning rate is Adam's own. The paper trains
-    its LSTMs with it.
+    :math:`x - \mu` does not matter, and the learning rate is Adam's own. The paper
+    trains its LSTMs with it.
 
     Args:
       learning_rate: outer rate, a number or a schedule of the outer step.
@@ -234,7 +235,7 @@ def _warn_if_unstable(step_size: Any, gamma: Any, momentum: Any) -> None:
     bound = 2 * (1 + decay) / (1 + 2 * decay)
     if step_size * gamma >= bound:
         warnings.warn(
-            f"step_size * gamma = {step_size * gamma:.3g} is not below {bound:.3g}: the "
-            "inner loop diverges whatever the loss. Lower step_size or gamma.",
+            f"step_size * gamma = {step_size * gamma:.3g} is not below {bound:.3g}: "
+            "the inner loop diverges whatever the loss. Lower step_size or gamma.",
             stacklevel=3,
         )

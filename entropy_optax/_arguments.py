@@ -76,7 +76,7 @@ def at_step(value: ScalarOrSchedule, count: ArrayLike) -> jax.Array:
 
 
 def is_constant(value: Any) -> bool:
-    """Tell whether a scalar is a plain number, known when a function is traced."""
+    """Return whether a scalar is a plain number, known when a function is traced."""
     return isinstance(value, numbers.Real | np.ndarray)
 
 
@@ -102,7 +102,7 @@ def copy(tree: Any) -> Any:
 
 
 def like_leaf(scalar: ArrayLike, leaf: Any) -> jax.Array:
-    """Cast a scalar to a leaf's dtype, so that it never promotes the leaf."""
+    """Return a scalar in a leaf's dtype, so that it never promotes the leaf."""
     return jnp.asarray(scalar).astype(leaf.dtype)
 
 

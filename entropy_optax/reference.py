@@ -1,7 +1,8 @@
 """Algorithm 1 of Entropy-SGD as a NumPy loop in float64: the oracle of the tests.
 
-Written to be read beside the paper, not to be fast. Every random draw and every gradient
-comes from the caller, so that another implementation can be compared draw for draw.
+Written to be read beside the paper, not to be fast. Every random draw and every
+gradient comes from the caller, so that another implementation can be compared draw for
+draw.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def entropy_sgd(
     ====================== ============== =============== ====================
 
     Args:
-      grad_fn: ``grad_fn(params, t, k)``, the gradient of the loss in outer step t on the
-        minibatch of inner step k, both counted from 0; shape (n,).
+      grad_fn: ``grad_fn(params, t, k)``, the gradient of the loss in outer step t on
+        the minibatch of inner step k, both counted from 0; shape (n,).
       x: the first iterate, shape (n,).
       noise: standard normal draws, shape (T, L, n): T outer steps of L inner steps.
       learning_rate: eta, the outer rate.
@@ -78,7 +79,8 @@ def entropy_sgd(
       step_size: eta', the inner rate.
       temperature: T, the noise of one inner step being sqrt(2 eta' T) xi.
       newest_weight: weight of the newest x' in mu (the paper's alpha).
-      momentum: Nesterov's, of the inner loop; its buffer starts at 0 in each outer step.
+      momentum: Nesterov's, of the inner loop; its buffer starts at 0 in each outer
+        step.
       weight_decay: added to the gradient inside the inner loop, before the momentum.
       outer_momentum: Nesterov's, of the outer steps.
       outer_weight_decay: added to the outer direction, before the momentum.
@@ -91,8 +93,14 @@ def entropy_sgd(
     Examples:
       >>> import numpy as np
       >>> run = entropy_sgd(
-      ...     lambda x, t, k: x, [1.0], np.zeros((1, 2, 1)), learning_rate=1.0,
-      ...     gamma0=1.0, step_size=0.5, newest_weight=1.0)
+      ...     lambda x, t, k: x,
+      ...     [1.0],
+      ...     np.zeros((1, 2, 1)),
+      ...     learning_rate=1.0,
+      ...     gamma0=1.0,
+      ...     step_size=0.5,
+      ...     newest_weight=1.0,
+      ... )
       >>> print(run.inner[0, :, 0], run.x[:, 0])
       [0.5 0.5] [1.  0.5]
 

@@ -66,9 +66,9 @@ def add_langevin_noise(
     Args:
       step_size: :math:`\eta'`, the step size that the updates were scaled by.
       temperature: :math:`T`. A constant 0 draws nothing at all.
-      noise: ``"gaussian"``, ``"rademacher"`` (random signs, several times cheaper and of
-        the same weak order) or a function ``(key, shape, dtype) -> Array`` of mean 0 and
-        variance 1.
+      noise: ``"gaussian"``, ``"rademacher"`` (random signs, several times cheaper and
+        of the same weak order) or a function ``(key, shape, dtype) -> Array`` of mean 0
+        and variance 1.
       key: typed PRNG key or integer seed.
 
     Returns:
@@ -124,7 +124,7 @@ def add_langevin_noise(
 def _scale_by_step_size(
     step_size: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the step size, a schedule being evaluated at ``outer_count``."""
+    """Return a transformation that multiplies by minus the step size."""
 
     def init(params: optax.Params) -> optax.OptState:
         del params
@@ -164,8 +164,8 @@ def sgld(
       x' &\leftarrow x' - \eta' (\nabla f(x') + m v + \gamma (x' - x))
          + \sqrt{2 \eta' T}\, \xi
 
-    (Nesterov's momentum; without momentum the first line and :math:`m v` fall away). The
-    pull of the scope and the noise stay outside the momentum buffer. A chain of
+    (Nesterov's momentum; without momentum the first line and :math:`m v` fall away).
+    The pull of the scope and the noise stay outside the momentum buffer. A chain of
     ``optax.trace``, :func:`add_scope_pull`, the step size and
     :func:`add_langevin_noise`; weight decay, clipping or a preconditioner go before it:
     ``optax.chain(optax.add_decayed_weights(1e-3), eo.sgld(0.1))``.

@@ -18,9 +18,9 @@ Noise = (
 def packed_signs(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
     """Draw random signs, 32 from each random word.
 
-    A discretisation of weak order 1, which Langevin's by Euler is, needs the first three
-    moments of its noise only, and signs have those of a Gaussian at a fraction of the
-    cost (Kloeden and Platen 1992, section 14.1).
+    A discretisation of weak order 1, which Langevin's by Euler is, needs the first
+    three moments of its noise only, and signs have those of a Gaussian at a fraction of
+    the cost (Kloeden and Platen 1992, section 14.1).
 
     Args:
       key: a typed PRNG key.

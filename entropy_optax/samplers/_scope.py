@@ -24,15 +24,19 @@ def add_scope_pull() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A stateless transformation. Its ``update`` needs ``params`` (:math:`x'`) and the
-      extra arguments ``anchor`` (a tree like the params) and ``gamma`` (a scalar), which
-      :func:`entropy_optax.local_entropy` passes to its sampler.
+      extra arguments ``anchor`` (a tree like the params) and ``gamma`` (a scalar),
+      which :func:`entropy_optax.local_entropy` passes to its sampler.
 
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp
       >>> pull = eo.add_scope_pull()
       >>> energy_grads, _ = pull.update(
-      ...     jnp.array([1.0]), pull.init(jnp.array([3.0])), jnp.array([3.0]),
-      ...     anchor=jnp.array([2.0]), gamma=0.5)
+      ...     jnp.array([1.0]),
+      ...     pull.init(jnp.array([3.0])),
+      ...     jnp.array([3.0]),
+      ...     anchor=jnp.array([2.0]),
+      ...     gamma=0.5,
+      ... )
       >>> print(energy_grads)
       [1.5]
 
@@ -58,7 +62,7 @@ def add_scope_pull() -> optax.GradientTransformationExtraArgs:
         for name, value in {"params": params, "anchor": anchor, "gamma": gamma}.items():
             if value is None:
                 raise ValueError(
-                    f"add_scope_pull: update needs {name}=, got None; it belongs in the "
+                    f"{name}: add_scope_pull needs it, got None. It belongs in the "
                     "sampler of local_entropy, which passes params, anchor and gamma."
                 )
         assert gamma is not None

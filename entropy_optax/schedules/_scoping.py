@@ -38,10 +38,10 @@ def exponential_scoping(
 ) -> optax.Schedule:
     r"""The paper's scoping, :math:`\gamma_t = \gamma_0 (1 + \gamma_1)^t`.
 
-    Computed as :math:`\gamma_0 \exp(t \log(1 + \gamma_1))`, and held at ``max_gamma`` (or
-    at the largest float32) once it gets there: it never overflows. The inner loop is
-    stable only while :math:`\eta' (\gamma + \lambda_{max})` is below 2 (with Nesterov's
-    momentum 0.9 below 1.36), so set ``max_gamma`` in long runs.
+    Computed as :math:`\gamma_0 \exp(t \log(1 + \gamma_1))`, and held at ``max_gamma``
+    (or at the largest float32) once it gets there: it never overflows. The inner loop
+    is stable only while :math:`\eta' (\gamma + \lambda_{max})` is below 2 (with
+    Nesterov's momentum 0.9 below 1.36), so set ``max_gamma`` in long runs.
 
     Args:
       gamma0: the scope at the first outer step.
@@ -142,7 +142,10 @@ def _power_scoping(
 def bounded_exponential_scoping(
     gamma0: float, gamma1: float, max_gamma: float
 ) -> optax.Schedule:
-    r"""Scoping that levels off, :math:`\gamma_\infty - (\gamma_\infty-\gamma_0)(1+\gamma_1)^{-t}`.
+    r"""Scoping that levels off at a final scope.
+
+    .. math::
+      \gamma_t = \gamma_\infty - (\gamma_\infty - \gamma_0) (1 + \gamma_1)^{-t}
 
     The distance to the final scope shrinks by the same factor in each outer step.
 

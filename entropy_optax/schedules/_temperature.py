@@ -13,8 +13,8 @@ def temperature_from_noise(
     r"""Return the temperature of a Langevin step with noise level :math:`\epsilon`.
 
     The noise of one inner step is :math:`\sqrt{2 \eta' T}\, \xi`. The paper writes
-    :math:`\epsilon \sqrt{\eta'}\, \xi`, so :math:`T = \epsilon^2 / 2`; the released codes
-    add :math:`\epsilon \sqrt{2 \eta'}\, \xi`, so :math:`T = \epsilon^2`.
+    :math:`\epsilon \sqrt{\eta'}\, \xi`, so :math:`T = \epsilon^2 / 2`; the released
+    codes add :math:`\epsilon \sqrt{2 \eta'}\, \xi`, so :math:`T = \epsilon^2`.
 
     Args:
       eps: the noise level, 1e-4 in the paper's experiments.

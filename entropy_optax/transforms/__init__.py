@@ -9,4 +9,6 @@ from entropy_optax.transforms._local_entropy import local_entropy as local_entro
 from entropy_optax.transforms._local_entropy import (
     scale_by_local_entropy as scale_by_local_entropy,
 )
-from entropy_optax.transforms._one_gradient import LocalEntropyState as LocalEntropyState
+from entropy_optax.transforms._one_gradient import (
+    LocalEntropyState as LocalEntropyState,
+)

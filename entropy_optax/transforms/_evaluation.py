@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from entropy_optax._arguments import map_unmasked
 from entropy_optax.transforms._local_entropy import ScaleByLocalEntropyState
 from entropy_optax.transforms._one_gradient import LocalEntropyState
 
@@ -87,8 +86,8 @@ def num_gradients(state: optax.OptState) -> jax.Array:
       state: the state of a transformation which holds one local entropy.
 
     Returns:
-      An integer of shape ``()``, or of the ensemble's shape under ``jax.vmap``. Gradients
-      accumulated outside, by ``optax.MultiSteps`` say, are not seen.
+      An integer of shape ``()``, or of the ensemble's shape under ``jax.vmap``.
+      Gradients accumulated outside, by ``optax.MultiSteps`` say, are not seen.
 
     Raises:
       ValueError: if the state holds no local entropy, or several.

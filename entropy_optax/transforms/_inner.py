@@ -87,45 +87,50 @@ def inner_step(
     Returns:
       The update of x', and the state after the step.
     """
-    updates, sampler_state = sampler.update(
-        grads,
-        inner.sampler_state,
-        position,
-        **{
-            **cycle.extra_args,
-            "anchor": cycle.anchor,
-            "gamma": cycle.gamma,
-            "outer_count": cycle.outer_count,
-        },
-    )
-    moved = optax.apply_updates(position, updates)
-    decay = at_step(mean_decay, step)
-    mean = jax.tree.map(
-        lambda m, p: like_leaf(decay, m) * m + like_leaf(1 - decay, m) * p,
-        inner.mean,
-        optax.tree.cast_like(moved, inner.mean),
-    )
-    # Subtract in the mean's dtype: squares of a float16 leaf overflow.
-    away = jax.tree.map(lambda m, p, a: (p - a).astype(m.dtype), mean, moved, cycle.anchor)
-    rate = 1 / (jnp.asarray(step, dtype=inner.displacement.dtype) + 1)
-    stepped = InnerState(
-        mean=mean,
-        sampler_state=sampler_state,
-        displacement=inner.displacement + rate * (norm(away) - inner.displacement),
-        num_nonfinite=inner.num_nonfinite,
-    )
-    if not skip_nonfinite:
-        return updates, stepped
-    # Selected, not multiplied: 0 * NaN is NaN, and keys have no arithmetic.
-    finite = is_finite(grads)
-    skipped = inner._replace(num_nonfinite=optax.safe_increment(inner.num_nonfinite))
-    return optax.tree.where(
-        finite, (updates, stepped), (optax.tree.zeros_like(updates), skipped)
-    )
+
+    def move() -> tuple[optax.Updates, InnerState]:
+        updates, sampler_state = sampler.update(
+            grads,
+            inner.sampler_state,
+            position,
+            **{
+                **cycle.extra_args,
+                "anchor": cycle.anchor,
+                "gamma": cycle.gamma,
+                "outer_count": cycle.outer_count,
+            },
+        )
+        updates = optax.tree.cast_like(updates, position)
+        moved = optax.apply_updates(position, updates)
+        decay = at_step(mean_decay, step)
+        mean = jax.tree.map(
+            lambda m, p: like_leaf(decay, m) * m + like_leaf(1 - decay, m) * p,
+            inner.mean,
+            optax.tree.cast_like(moved, inner.mean),
+        )
+        # Subtract in the mean's dtype: the squares of a float16 leaf overflow.
+        away = jax.tree.map(
+            lambda m, p, a: p.astype(m.dtype) - a.astype(m.dtype),
+            mean,
+            moved,
+            cycle.anchor,
+        )
+        rate = 1 / (jnp.asarray(step, dtype=inner.displacement.dtype) + 1)
+        displacement = inner.displacement + rate * (norm(away) - inner.displacement)
+        return updates, InnerState(
+            mean, sampler_state, displacement, inner.num_nonfinite
+        )
+
+    def stay() -> tuple[optax.Updates, InnerState]:
+        count = optax.safe_increment(inner.num_nonfinite)
+        return optax.tree.zeros_like(position), inner._replace(num_nonfinite=count)
+
+    # Branches, not a product: 0 * NaN is NaN, and keys have no arithmetic.
+    return jax.lax.cond(is_finite(grads), move, stay) if skip_nonfinite else move()
 
 
 def is_finite(tree: Any) -> jax.Array:
-    """Tell whether every element of a tree is finite."""
+    """Return whether every element of a tree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.array(leaves)) if leaves else jnp.array(True)
 
@@ -139,21 +144,27 @@ def sampler_keys(sampler_state: optax.OptState) -> tuple[SamplerKey, ...]:
 def with_keys(
     sampler_state: optax.OptState, keys: tuple[SamplerKey, ...]
 ) -> optax.OptState:
-    """Return a sampler's state with its PRNG keys replaced.
-
-    A reset makes a fresh state and puts the old keys into it, so that no outer step ever
-    replays the noise of the one before, the user's own ``optax.add_noise`` included.
-
-    Args:
-      sampler_state: the state of the inner chain.
-      keys: as :func:`sampler_keys` returns them.
-
-    Returns:
-      The state with those keys.
-    """
+    """Return a sampler's state with the keys that :func:`sampler_keys` returned."""
     remaining = iter(keys)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: next(remaining).rng_key if _is_key(path, leaf) else leaf,
+        sampler_state,
+    )
+
+
+def reset_where(
+    condition: jax.Array, fresh: optax.OptState, sampler_state: optax.OptState
+) -> optax.OptState:
+    """Return the fresh state where the condition holds, the PRNG keys being kept.
+
+    With the keys kept, no outer step replays the noise of the one before, the user's
+    own ``optax.add_noise`` included.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, new, old: (
+            old if _is_key(path, old) else jnp.where(condition, new, old)
+        ),
+        fresh,
         sampler_state,
     )
 
@@ -168,5 +179,5 @@ def _is_key(path: tuple[Any, ...], leaf: Any) -> bool:
 def init_sampler(
     sampler: optax.GradientTransformationExtraArgs, params: optax.Params
 ) -> optax.OptState:
-    """Return the sampler's first state, sharing no buffer with params or the user's key."""
+    """Return the sampler's first state, sharing no buffer with params or keys."""
     return copy(sampler.init(params))

@@ -1,4 +1,4 @@
-"""Local entropy as a gradient estimator: the inner loop of Entropy-SGD in one update."""
+"""Local entropy as a gradient estimator: a whole inner loop in one update."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def scale_by_local_entropy(
         - \tfrac{\gamma}{2} \|x - x'\|^2\right) dx',
       \qquad -\nabla F = \gamma (x - \langle x' \rangle).
 
-    The mean under the modified Gibbs distribution is estimated by ``num_steps`` steps of
-    the sampler, started at :math:`x`, as a running mean of its iterates:
+    The mean under the modified Gibbs distribution is estimated by ``num_steps`` steps
+    of the sampler, started at :math:`x`, as a running mean of its iterates:
 
     .. math::
       x'_{k+1} = \text{sampler}(\nabla f(x'_k);\, x, \gamma), \qquad
@@ -86,21 +86,23 @@ def scale_by_local_entropy(
       \mu_0 = x'_0 = x.
 
     The output is :math:`x - \mu_L`, with the sign of a gradient, so that any chain
-    follows. (The paper drops the factor :math:`\gamma` too: with a growing scope it would
-    undo the learning rate's decay.) The loop is one ``lax.scan``; call ``update`` inside
-    ``jax.jit``, for outside it compiles at each call.
+    follows. (The paper drops the factor :math:`\gamma` too: with a growing scope it
+    would undo the learning rate's decay.) The loop is one ``lax.scan``; call ``update``
+    inside ``jax.jit``, for outside it compiles at each call.
 
-    ``update(grads, state, params, *, grad_fn, batches=None, carry=None, **extra_args)``:
-    ``grads``, the gradient at ``params``, serves as inner gradient number 1 (as in
-    ``optax.contrib.sam``), so a step costs L gradients, not L + 1. The others come from
-    ``grad_fn``, in one of these forms (it gets params of the params' own dtype):
+    ``update(grads, state, params, *, grad_fn, batches=None, carry=None,
+    **extra_args)``: ``grads``, the gradient at ``params``, serves as inner gradient
+    number 1 (as in ``optax.contrib.sam``), so a step costs L gradients, not L + 1. The
+    others come from ``grad_fn``, in one of these forms (it gets params of the params'
+    own dtype):
 
     * ``grad_fn(params, batch)`` with ``batches``, a tree whose leaves have the leading
       axis ``num_steps - 1``;
     * ``grad_fn(params, i)`` without ``batches``, i = 1 .. ``num_steps - 1``;
-    * ``grad_fn(params, batch_or_i, carry) -> (grads, carry)`` if ``carry_init`` was given:
-      for BatchNorm statistics, dropout keys, losses. The loop starts from the argument
-      ``carry`` (by default the carry it ended with) and leaves the last one in the state.
+    * ``grad_fn(params, batch_or_i, carry) -> (grads, carry)`` if ``carry_init`` was
+      given: for BatchNorm statistics, dropout keys, losses. The loop starts from the
+      argument ``carry`` (by default the carry it ended with) and leaves the last one in
+      the state.
 
     ============================== ==========================================
     paper                          argument
@@ -120,8 +122,8 @@ def scale_by_local_entropy(
       mean_decay: weight of the old mean, a number or a function of the inner step
         k = 0 .. L - 1; ``lambda k: k / (k + 1)`` is the plain average.
       scale_by_gamma: whether to multiply the output by the scope in force.
-      reset_sampler: whether each outer step begins with a fresh sampler state. PRNG keys
-        are never reset.
+      reset_sampler: whether each outer step begins with a fresh sampler state. PRNG
+        keys are never reset.
       carry_init: a first carry for ``grad_fn``; fixes structure, shapes and dtypes.
       accumulator_dtype: least precision of x' and mu. In bfloat16 they could not hold
         the small difference x - mu.
@@ -134,14 +136,17 @@ def scale_by_local_entropy(
 
     Raises:
       ValueError: if ``num_steps`` is below 1, ``gamma`` negative or ``mean_decay``
-        outside [0, 1]; in ``update`` if ``params`` or ``grad_fn`` is missing, ``batches``
-        has the wrong leading axis or the carry the wrong structure.
+        outside [0, 1]; in ``update`` if ``params`` or ``grad_fn`` is missing,
+        ``batches`` has the wrong leading axis or the carry the wrong structure.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
       >>> tx = optax.chain(
-      ...     eo.scale_by_local_entropy(eo.sgld(0.1, momentum=0.9), num_steps=5, gamma=0.1),
-      ...     optax.sgd(1.0))
+      ...     eo.scale_by_local_entropy(
+      ...         eo.sgld(0.1, momentum=0.9), num_steps=5, gamma=0.1
+      ...     ),
+      ...     optax.sgd(1.0),
+      ... )
       >>> grad_fn = jax.grad(lambda params, i: jnp.sum(params**2))
       >>> @jax.jit
       ... def step(params, state):
@@ -173,15 +178,13 @@ def scale_by_local_entropy(
         return sampler_keys(sampler_state) if reset_sampler else sampler_state
 
     def init(params: optax.Params) -> optax.OptState:
-        zero = jnp.zeros([], jnp.result_type(float))
-        count = jnp.zeros([], jnp.int32)
         return ScaleByLocalEntropyState(
-            outer_count=count,
-            num_gradients=count,
-            num_nonfinite=count,
-            gamma=zero,
-            distance=zero,
-            displacement=zero,
+            outer_count=jnp.zeros([], jnp.int32),
+            num_gradients=jnp.zeros([], jnp.int32),
+            num_nonfinite=jnp.zeros([], jnp.int32),
+            gamma=jnp.zeros([], jnp.result_type(float)),
+            distance=jnp.zeros([], jnp.result_type(float)),
+            displacement=jnp.zeros([], jnp.result_type(float)),
             sampler_state=kept(init_sampler(inner_chain, promote(params))),
             carry=copy(carry_init),
         )
@@ -201,9 +204,9 @@ def scale_by_local_entropy(
             raise ValueError("params: scale_by_local_entropy needs them, got None.")
         if grad_fn is None:
             raise ValueError(
-                "grad_fn: scale_by_local_entropy calls it num_steps - 1 times, got None. "
-                "Pass update(..., grad_fn=...), or use local_entropy(opaque_mode=False) "
-                "for one gradient per call."
+                "grad_fn: scale_by_local_entropy calls it num_steps - 1 times, got "
+                "None. Pass update(..., grad_fn=...), or use "
+                "local_entropy(opaque_mode=False) for one gradient per call."
             )
         _check_batches(batches, num_steps - 1)
         carry = _checked_carry(carry, state.carry)
@@ -224,7 +227,14 @@ def scale_by_local_entropy(
         def advance(grads, position, inner, k):
             grads = optax.tree.cast_like(grads, position)
             moves, inner = inner_step(
-                inner_chain, mean_decay, skip_nonfinite, cycle, grads, position, inner, k
+                inner_chain,
+                mean_decay,
+                skip_nonfinite,
+                cycle,
+                grads,
+                position,
+                inner,
+                k,
             )
             return optax.apply_updates(position, moves), inner
 
@@ -238,7 +248,13 @@ def scale_by_local_entropy(
             else:
                 grads, new_carry = grad_fn(at, data, carry)
                 if skip_nonfinite:
-                    new_carry = optax.tree.where(is_finite(grads), new_carry, carry)
+                    new_carry = jax.lax.cond(
+                        is_finite(grads),
+                        lambda new, _: new,
+                        lambda _, old: old,
+                        new_carry,
+                        carry,
+                    )
             position, inner = advance(grads, position, inner, k)
             return (position, inner, new_carry), None
 
@@ -293,9 +309,9 @@ def local_entropy(
     is then as precise as the params: keep those in float32.
 
     With ``opaque_mode=True`` it is
-    ``optax.chain(scale_by_local_entropy(sampler, ...), optimizer)``: the whole inner loop
-    in one ``update``, which needs ``grad_fn``. Both modes take the same steps on the same
-    batches. BatchNorm statistics follow x' in both: re-estimate them at x.
+    ``optax.chain(scale_by_local_entropy(sampler, ...), optimizer)``: the whole inner
+    loop in one ``update``, which needs ``grad_fn``. Both modes take the same steps on
+    the same batches. BatchNorm statistics follow x' in both: re-estimate them at x.
 
     Args:
       optimizer: the outer optimizer; its schedules count outer steps.
@@ -322,7 +338,8 @@ def local_entropy(
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
       >>> tx = eo.local_entropy(
-      ...     optax.adam(0.1), eo.sgld(0.1, momentum=0.9), num_steps=5, gamma=0.1)
+      ...     optax.adam(0.1), eo.sgld(0.1, momentum=0.9), num_steps=5, gamma=0.1
+      ... )
       >>> @jax.jit
       ... def step(params, state):
       ...     grads = jax.grad(lambda p: jnp.sum(p**2))(params)
@@ -377,8 +394,8 @@ def _check_batches(batches: Any, length: int) -> None:
         if not shape or shape[0] != length:
             raise ValueError(
                 f"batches{jax.tree_util.keystr(path)} must have the leading axis "
-                f"num_steps - 1 = {length} (the first batch gave the gradient at params), "
-                f"got shape {shape}."
+                f"num_steps - 1 = {length} (the first batch gave the gradient at "
+                f"params), got shape {shape}."
             )
 
 
@@ -387,8 +404,8 @@ def _checked_carry(carry: Any, kept: Any) -> Any:
         return kept
     if kept is None:
         raise ValueError(
-            "carry: give carry_init when the transformation is built; got a carry for a "
-            "transformation without one."
+            "carry: give carry_init when the transformation is built; got a carry "
+            "for a transformation without one."
         )
     wanted, given = (
         jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
@@ -400,6 +417,6 @@ def _checked_carry(carry: Any, kept: Any) -> Any:
 
 
 def _safe_add(count: jax.Array, steps: int) -> jax.Array:
-    """Add, staying at the largest integer instead of overflowing."""
+    """Return the sum, or the largest integer where it would overflow."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count <= largest - steps, count + steps, largest)

@@ -24,8 +24,7 @@ from entropy_optax.transforms._inner import (
     init_sampler,
     inner_step,
     norm,
-    sampler_keys,
-    with_keys,
+    reset_where,
 )
 
 
@@ -40,8 +39,8 @@ class LocalEntropyState(NamedTuple):
       num_nonfinite: gradients skipped so far because they were not finite.
       gamma: scope in force in the last call.
       distance: ||x - mu|| at the end of the last complete cycle.
-      displacement: mean of ||x' - x|| over the inner steps of the current cycle, or of the
-        last one between two cycles.
+      displacement: mean of ||x' - x|| over the inner steps of the current cycle, or of
+        the last one between two cycles.
       anchor: the outer iterate x, while ``inner_count`` is not 0.
       mean: mu, while ``inner_count`` is not 0.
       sampler_state: state of the inner chain.
@@ -73,7 +72,7 @@ def one_gradient_per_call(
     accumulator_dtype: DTypeLike,
     skip_nonfinite: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return :func:`local_entropy` with ``opaque_mode=False``; the arguments are its own."""
+    """Return :func:`local_entropy` with ``opaque_mode=False``; same arguments."""
     num_steps = check_num_steps(num_steps)
     check_scalar("gamma", gamma)
     check_scalar("mean_decay", mean_decay, maximum=1.0)
@@ -86,16 +85,14 @@ def one_gradient_per_call(
         )
 
     def init(params: optax.Params) -> optax.OptState:
-        zero = jnp.zeros([], jnp.result_type(float))
-        count = jnp.zeros([], jnp.int32)
         return LocalEntropyState(
-            outer_count=count,
-            inner_count=count,
-            num_gradients=count,
-            num_nonfinite=count,
-            gamma=zero,
-            distance=zero,
-            displacement=zero,
+            outer_count=jnp.zeros([], jnp.int32),
+            inner_count=jnp.zeros([], jnp.int32),
+            num_gradients=jnp.zeros([], jnp.int32),
+            num_nonfinite=jnp.zeros([], jnp.int32),
+            gamma=jnp.zeros([], jnp.result_type(float)),
+            distance=jnp.zeros([], jnp.result_type(float)),
+            displacement=jnp.zeros([], jnp.result_type(float)),
             anchor=copy(params),
             mean=copy(promote(params)),
             sampler_state=init_sampler(inner_chain, params),
@@ -119,8 +116,8 @@ def one_gradient_per_call(
         )
         sampler_state = state.sampler_state
         if reset_sampler:
-            fresh = with_keys(inner_chain.init(params), sampler_keys(sampler_state))
-            sampler_state = optax.tree.where(is_first, fresh, sampler_state)
+            fresh = inner_chain.init(params)
+            sampler_state = reset_where(is_first, fresh, sampler_state)
         scope = at_step(gamma, state.outer_count)
         moves, inner = inner_step(
             inner_chain,
@@ -149,8 +146,7 @@ def one_gradient_per_call(
             return optax.tree.cast_like(jump, params), optimizer_state, distance
 
         def stay() -> tuple[optax.Updates, optax.OptState, jax.Array]:
-            moved = optax.tree.cast_like(moves, params)
-            return moved, state.optimizer_state, state.distance
+            return moves, state.optimizer_state, state.distance
 
         is_last = state.inner_count == num_steps - 1
         new_updates, optimizer_state, distance = jax.lax.cond(is_last, outer_step, stay)
