@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import optax
-from jax.typing import ArrayLike
 
 from entropy_optax._arguments import ScalarOrSchedule, is_constant
 from entropy_optax.samplers import sgld
 from entropy_optax.samplers._noise import Noise
 from entropy_optax.transforms import local_entropy
-from entropy_optax.transforms._inner import MeanDecay
 
 
 def entropy_sgd(
@@ -22,13 +21,13 @@ def entropy_sgd(
     num_steps: int = 20,
     step_size: ScalarOrSchedule = 0.1,
     temperature: ScalarOrSchedule = 5e-9,
-    momentum: ArrayLike | None = 0.9,
-    outer_momentum: ArrayLike | None = None,
-    weight_decay: ArrayLike = 0.0,
-    mean_decay: MeanDecay = 0.75,
+    momentum: float | jax.Array | None = 0.9,
+    outer_momentum: float | jax.Array | None = None,
+    weight_decay: float | jax.Array = 0.0,
+    mean_decay: ScalarOrSchedule = 0.75,
     opaque_mode: bool = False,
     noise: Noise = "gaussian",
-    key: Any = 0,
+    key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -138,14 +137,14 @@ def entropy_adam(
     num_steps: int = 5,
     step_size: ScalarOrSchedule = 0.1,
     temperature: ScalarOrSchedule = 5e-9,
-    momentum: ArrayLike | None = 0.9,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    weight_decay: ArrayLike = 0.0,
-    mean_decay: MeanDecay = 0.75,
+    momentum: float | jax.Array | None = 0.9,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    weight_decay: float | jax.Array = 0.0,
+    mean_decay: ScalarOrSchedule = 0.75,
     opaque_mode: bool = False,
     noise: Noise = "gaussian",
-    key: Any = 0,
+    key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

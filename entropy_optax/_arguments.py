@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-ScalarOrSchedule = ArrayLike | optax.Schedule
+ScalarOrSchedule = float | jax.Array | optax.Schedule
 
 
 def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> None:
@@ -30,9 +30,13 @@ def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> Non
     Raises:
       ValueError: if the value is negative, NaN or larger than ``maximum``.
     """
-    if callable(value) or isinstance(value, jax.core.Tracer):
+    if callable(value):
         return
-    if not 0.0 <= float(value) <= maximum:
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0.0 <= number <= maximum:
         wanted = "at least 0" if maximum == float("inf") else f"in [0, {maximum:g}]"
         raise ValueError(f"{name} must be {wanted}, got {value}.")
 

@@ -108,32 +108,34 @@ def entropy_sgd(
       Chaudhari et al., `Entropy-SGD <https://arxiv.org/abs/1611.01838>`_, ICLR 2017,
       Algorithm 1.
     """
-    x = np.array(x, dtype=np.float64)
-    noise = np.asarray(noise, dtype=np.float64)
-    num_outer, num_steps, _ = noise.shape
-    buffer = np.zeros_like(x) if outer_buffer is None else np.array(outer_buffer, float)
-    xs, mus, inner, gammas = [x], [], np.zeros_like(noise), []
+    outer_x: Array = np.array(x, dtype=np.float64)
+    xi: Array = np.asarray(noise, dtype=np.float64)
+    num_outer, num_steps, _ = xi.shape
+    buffer: Array = np.zeros_like(outer_x)
+    if outer_buffer is not None:
+        buffer = np.array(outer_buffer, dtype=np.float64)
+    xs, mus, inner, gammas = [outer_x], [], np.zeros_like(xi), []
 
     for t in range(num_outer):
         gamma = gamma0 * (1 + gamma1) ** t
-        inner_x = x.copy()  # line 2: x', mu <- x
-        mu = x.copy()
-        velocity = np.zeros_like(x)
+        inner_x = outer_x.copy()  # line 2: x', mu <- x
+        mu = outer_x.copy()
+        velocity = np.zeros_like(outer_x)
         for k in range(num_steps):  # line 3
             grad = np.asarray(grad_fn(inner_x, t, k)) + weight_decay * inner_x
             velocity = momentum * velocity + grad
             direction = grad + momentum * velocity
-            direction = direction - gamma * (x - inner_x)  # line 4
+            direction = direction - gamma * (outer_x - inner_x)  # line 4
             inner_x = inner_x - step_size * direction  # line 5
-            inner_x = inner_x + np.sqrt(2 * step_size * temperature) * noise[t, k]
+            inner_x = inner_x + np.sqrt(2 * step_size * temperature) * xi[t, k]
             mu = (1 - newest_weight) * mu + newest_weight * inner_x  # line 6
             inner[t, k] = inner_x
 
-        outer = (gamma if scale_by_gamma else 1.0) * (x - mu)
-        outer = outer + outer_weight_decay * x
+        outer = (gamma if scale_by_gamma else 1.0) * (outer_x - mu)
+        outer = outer + outer_weight_decay * outer_x
         buffer = outer_momentum * buffer + outer
-        x = x - learning_rate * (outer + outer_momentum * buffer)  # line 7
-        xs.append(x)
+        outer_x = outer_x - learning_rate * (outer + outer_momentum * buffer)  # line 7
+        xs.append(outer_x)
         mus.append(mu)
         gammas.append(gamma)
 

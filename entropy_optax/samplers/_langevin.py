@@ -30,7 +30,7 @@ class AddLangevinNoiseState(NamedTuple):
       rng_key: typed PRNG key of the noise to come.
     """
 
-    count: jax.Array
+    count: ArrayLike
     rng_key: jax.Array
 
 
@@ -42,7 +42,7 @@ class ScaleByStepSizeState(NamedTuple):
         ``outer_count`` is passed.
     """
 
-    count: jax.Array
+    count: ArrayLike
 
 
 def add_langevin_noise(
@@ -152,7 +152,7 @@ def sgld(
     step_size: ScalarOrSchedule,
     *,
     temperature: ScalarOrSchedule = 0.0,
-    momentum: ArrayLike | None = None,
+    momentum: float | jax.Array | None = None,
     nesterov: bool = True,
     noise: Noise = "gaussian",
     key: jax.Array | int = 0,

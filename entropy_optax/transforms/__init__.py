@@ -2,13 +2,13 @@
 
 from entropy_optax.transforms._evaluation import eval_params as eval_params
 from entropy_optax.transforms._evaluation import num_gradients as num_gradients
-from entropy_optax.transforms._local_entropy import (
-    ScaleByLocalEntropyState as ScaleByLocalEntropyState,
-)
 from entropy_optax.transforms._local_entropy import local_entropy as local_entropy
-from entropy_optax.transforms._local_entropy import (
-    scale_by_local_entropy as scale_by_local_entropy,
-)
 from entropy_optax.transforms._one_gradient import (
     LocalEntropyState as LocalEntropyState,
+)
+from entropy_optax.transforms._scale_by_local_entropy import (
+    ScaleByLocalEntropyState as ScaleByLocalEntropyState,
+)
+from entropy_optax.transforms._scale_by_local_entropy import (
+    scale_by_local_entropy as scale_by_local_entropy,
 )

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from entropy_optax.transforms._local_entropy import ScaleByLocalEntropyState
 from entropy_optax.transforms._one_gradient import LocalEntropyState
+from entropy_optax.transforms._scale_by_local_entropy import ScaleByLocalEntropyState
 
 _STATES = (LocalEntropyState, ScaleByLocalEntropyState)
 

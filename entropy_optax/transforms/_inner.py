@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from entropy_optax._arguments import at_step, copy, like_leaf
-
-MeanDecay = ArrayLike | Callable[[ArrayLike], ArrayLike]
+from entropy_optax._arguments import ScalarOrSchedule, at_step, copy, like_leaf
 
 
 class InnerState(NamedTuple):
@@ -28,7 +25,7 @@ class InnerState(NamedTuple):
     mean: optax.Params
     sampler_state: optax.OptState
     displacement: jax.Array
-    num_nonfinite: jax.Array
+    num_nonfinite: ArrayLike
 
 
 class SamplerKey(NamedTuple):
@@ -53,8 +50,13 @@ class Cycle(NamedTuple):
 
     anchor: optax.Params
     gamma: jax.Array
-    outer_count: jax.Array
+    outer_count: ArrayLike
     extra_args: dict[str, Any]
+
+
+def promote(tree: optax.Params, dtype: DTypeLike) -> optax.Params:
+    """Return a tree whose leaves have at least the precision of a dtype."""
+    return jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(p, dtype)), tree)
 
 
 def norm(tree: Any) -> jax.Array:
@@ -64,7 +66,7 @@ def norm(tree: Any) -> jax.Array:
 
 def inner_step(
     sampler: optax.GradientTransformationExtraArgs,
-    mean_decay: MeanDecay,
+    mean_decay: ScalarOrSchedule,
     skip_nonfinite: bool,
     cycle: Cycle,
     grads: optax.Updates,
@@ -141,9 +143,7 @@ def sampler_keys(sampler_state: optax.OptState) -> tuple[SamplerKey, ...]:
     return tuple(SamplerKey(leaf) for path, leaf in leaves if _is_key(path, leaf))
 
 
-def with_keys(
-    sampler_state: optax.OptState, keys: tuple[SamplerKey, ...]
-) -> optax.OptState:
+def with_keys(sampler_state: optax.OptState, keys: Any) -> optax.OptState:
     """Return a sampler's state with the keys that :func:`sampler_keys` returned."""
     remaining = iter(keys)
     return jax.tree_util.tree_map_with_path(

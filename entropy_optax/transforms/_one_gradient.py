@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from entropy_optax._arguments import (
     ScalarOrSchedule,
@@ -20,10 +20,10 @@ from entropy_optax._arguments import (
 from entropy_optax.transforms._inner import (
     Cycle,
     InnerState,
-    MeanDecay,
     init_sampler,
     inner_step,
     norm,
+    promote,
     reset_where,
 )
 
@@ -49,8 +49,8 @@ class LocalEntropyState(NamedTuple):
 
     outer_count: jax.Array
     inner_count: jax.Array
-    num_gradients: jax.Array
-    num_nonfinite: jax.Array
+    num_gradients: ArrayLike
+    num_nonfinite: ArrayLike
     gamma: jax.Array
     distance: jax.Array
     displacement: jax.Array
@@ -66,7 +66,7 @@ def one_gradient_per_call(
     num_steps: int,
     gamma: ScalarOrSchedule,
     *,
-    mean_decay: MeanDecay,
+    mean_decay: ScalarOrSchedule,
     scale_by_gamma: bool,
     reset_sampler: bool,
     accumulator_dtype: DTypeLike,
@@ -79,11 +79,6 @@ def one_gradient_per_call(
     inner_chain = optax.with_extra_args_support(sampler)
     outer_chain = optax.with_extra_args_support(optimizer)
 
-    def promote(params: optax.Params) -> optax.Params:
-        return jax.tree.map(
-            lambda p: jnp.asarray(p, jnp.result_type(p, accumulator_dtype)), params
-        )
-
     def init(params: optax.Params) -> optax.OptState:
         return LocalEntropyState(
             outer_count=jnp.zeros([], jnp.int32),
@@ -94,7 +89,7 @@ def one_gradient_per_call(
             distance=jnp.zeros([], jnp.result_type(float)),
             displacement=jnp.zeros([], jnp.result_type(float)),
             anchor=copy(params),
-            mean=copy(promote(params)),
+            mean=copy(promote(params, accumulator_dtype)),
             sampler_state=init_sampler(inner_chain, params),
             optimizer_state=outer_chain.init(params),
         )
@@ -112,7 +107,9 @@ def one_gradient_per_call(
         # Line 2 of Algorithm 1, at the start of a cycle: x', mu <- x.
         is_first = state.inner_count == 0
         anchor, mean = optax.tree.where(
-            is_first, (params, promote(params)), (state.anchor, state.mean)
+            is_first,
+            (params, promote(params, accumulator_dtype)),
+            (state.anchor, state.mean),
         )
         sampler_state = state.sampler_state
         if reset_sampler:
@@ -131,7 +128,7 @@ def one_gradient_per_call(
         )
 
         def outer_step() -> tuple[optax.Updates, optax.OptState, jax.Array]:
-            direction = optax.tree.sub(promote(anchor), inner.mean)
+            direction = optax.tree.sub(promote(anchor, accumulator_dtype), inner.mean)
             distance = norm(direction)
             if scale_by_gamma:
                 direction = jax.tree.map(lambda d: like_leaf(scope, d) * d, direction)
