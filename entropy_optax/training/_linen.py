@@ -89,9 +89,9 @@ def linen_carry(batch_stats: Any = None) -> dict[str, Any]:
         ``{}`` for a model without.
 
     Returns:
-      ``{"batch_stats": ..., "loss": sum of the losses, float32 of shape ()}``, all of
-      zeros: each step of :func:`linen_train_step` starts from the ``TrainState``'s
-      statistics.
+      ``{"batch_stats": ..., "loss": sum of the losses, float32 of shape ()}``, with
+      copies of the arrays, and zeros where only the shapes are known.
+      :func:`linen_train_step` starts from the ``TrainState``'s statistics anyhow.
 
     Examples:
       >>> import entropy_optax as eo
@@ -99,8 +99,15 @@ def linen_carry(batch_stats: Any = None) -> dict[str, Any]:
       >>> tx = eo.entropy_sgd(1.0, opaque_mode=True, carry_init=linen_carry())
     """
     stats = {} if batch_stats is None else batch_stats
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
-    return {"batch_stats": zeros, "loss": jnp.zeros([], jnp.float32)}
+    stats = jax.tree.map(
+        lambda leaf: (
+            jnp.zeros(leaf.shape, leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else jnp.array(leaf, copy=True)
+        ),
+        stats,
+    )
+    return {"batch_stats": stats, "loss": jnp.zeros([], jnp.float32)}
 
 
 def linen_train_step(
@@ -155,7 +162,7 @@ def linen_train_step(
     def step(state: Any, batches: Any) -> tuple[Any, dict[str, jax.Array]]:
         length = num_batches(batches)
         # A key for each gradient by its number: how they are grouped does not matter.
-        numbers = state.step + jnp.arange(length)
+        numbers = state.step + jnp.arange(length, dtype=jnp.int32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(state.rng_key, numbers)
         params, batch_stats, opt_state, loss = take_gradients(
             state.tx,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from entropy_optax._arguments import copy
 from entropy_optax.transforms import (
     LocalEntropyState,
     ScaleByLocalEntropyState,
@@ -39,7 +40,7 @@ def num_batches(batches: Any) -> int:
     if len(lengths) != 1 or lengths <= {(), (0,)}:
         raise ValueError(
             "batches must be a tree of arrays with one leading axis of length L >= 1 "
-            f"in common, the number of gradients; got the shapes {shapes}."
+            f"in common; got the shapes {shapes}."
         )
     return lengths.pop()[0]
 
@@ -139,18 +140,16 @@ def take_gradients(
         raise
     carry = of_type(opt_state, ScaleByLocalEntropyState)[0].carry
     params = optax.apply_updates(params, updates)
-    return params, carry[state_name], _clear_carry(opt_state), carry["loss"] / length
+    return params, carry[state_name], _copy_carry(opt_state), carry["loss"] / length
 
 
-def _clear_carry(opt_state: optax.OptState) -> optax.OptState:
-    # The model state is returned, and kept, elsewhere: one buffer in two places could
-    # not be donated.
+def _copy_carry(opt_state: optax.OptState) -> optax.OptState:
+    # The caller keeps the model state too, and one buffer in two places could not be
+    # donated.
     kind = ScaleByLocalEntropyState
     return jax.tree.map(
         lambda node: (
-            node._replace(carry=optax.tree.zeros_like(node.carry))
-            if isinstance(node, kind)
-            else node
+            node._replace(carry=copy(node.carry)) if isinstance(node, kind) else node
         ),
         opt_state,
         is_leaf=lambda node: isinstance(node, kind),
