@@ -65,10 +65,9 @@ def conv_general_dilated(
             lhs.shape[1:3], (kernel_h, kernel_w), window_strides, padding
         )
     if any(low or high for low, high in padding):
-        zero = jnp.zeros((), lhs.dtype)
-        lhs = lax.pad(
-            lhs, zero, [(0, 0, 0), *((low, high, 0) for low, high in padding), (0,) * 3]
-        )
+        # Negative padding crops, which jnp.pad does not know.
+        edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
     _, height, width, _ = lhs.shape
     if height < kernel_h or width < kernel_w:
         raise ValueError(

@@ -1,0 +1,143 @@
+"""The command line: `entropy-optax train` and `entropy-optax tune`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from entropy_optax.experiments.data import DataError
+from entropy_optax.experiments.settings import (
+    Settings,
+    SettingsError,
+    check,
+    from_dict,
+    load_preset,
+    preset_names,
+)
+
+_DESCRIPTION = """Entropy-SGD next to SGD and Adam, at equal numbers of gradients.
+
+Examples:
+  entropy-optax train --preset quickstart
+  entropy-optax train --model mnistfc --optimizer sgd entropy_sgd --seeds 0 1 2 3 4
+  entropy-optax train --preset quickstart --entropy-sgd.gamma 0
+  ENTROPY_OPTAX_DATA=~/data entropy-optax train --data mnist --num-gradients 20000
+  entropy-optax tune --grid quickstart_grid --out results/quickstart"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Settings):
+    """Train each optimizer with each seed; print a table, write a figure and JSON.
+
+    The folder holds metrics.jsonl: one line per num_steps gradients. Beside it are
+    results.json with the settings, versions and every number of the table, and
+    error_vs_gradients.png. The test set is read at the end of a run and decides
+    nothing.
+    """
+
+    preset: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"Start from the settings of a preset ({', '.join(preset_names())});"
+            " other flags override it, and --help then shows its values."
+        ),
+    ] = None
+    out: pathlib.Path | None = None
+    """Folder to write to; new or empty. By default runs/<time>-<model>-<data>."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """Choose each optimizer's settings on the validation split from an equal grid.
+
+    Every optimizer gets the same number of configurations. Settings already in
+    OUT/grid.json are not run again, so an interrupted search goes on where it was.
+    OUT/README.md is the table; it says where the best lies on an edge of the grid.
+    """
+
+    grid: str = "quickstart_grid"
+    """Name of a grid in presets/, or the path of such a file."""
+    out: pathlib.Path = pathlib.Path("results/quickstart")
+    """Folder for grid.json and README.md."""
+    write_preset: pathlib.Path | None = None
+    """Also write the chosen settings to this preset file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments, by default those of the process.
+
+    Returns:
+      The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True)
+    try:
+        command = _parse(argv)
+        if isinstance(command, Tune):
+            # Imported late: --help and bad flags need not wait for JAX and Flax.
+            from entropy_optax.experiments import tune
+
+            return tune.tune(
+                command.grid, command.out, command.write_preset, argv, _console()
+            )
+        check(command)
+        from entropy_optax.experiments import train
+
+        return train.train(_settings(command), command.out, _console())
+    except (SettingsError, DataError) as error:
+        errors.print(
+            f"entropy-optax: error: {error}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 2
+    except KeyboardInterrupt:
+        errors.print("entropy-optax: stopped; nothing was written.", markup=False)
+        return 130
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    preset = _given_preset(argv)
+    default = Train()
+    if preset is not None:
+        default = from_dict(Train, load_preset(preset)["settings"] | {"preset": preset})
+    commands = (
+        Annotated[Train, tyro.conf.subcommand("train", default=default)]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
+    )
+    return tyro.cli(
+        commands,
+        prog="entropy-optax",
+        args=argv,
+        description=_DESCRIPTION,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def _given_preset(argv: Sequence[str]) -> str | None:
+    # Before the real parsing, because a preset supplies the defaults of the flags.
+    for position, argument in enumerate(argv):
+        if argument.startswith("--preset="):
+            return argument.partition("=")[2]
+        if argument == "--preset" and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def _settings(command: Train) -> Settings:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    return Settings(**{name: getattr(command, name) for name in names})
+
+
+def _console() -> Console:
+    # In a log the width is unknown and 80 columns would break the table.
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -1,0 +1,77 @@
+"""The picture of an experiment: error against gradient evaluations."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from entropy_optax.experiments.report import LABELS, estimate
+from entropy_optax.experiments.runner import Run
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell them too.
+_STYLES = {
+    "sgd": ("#0072B2", "o"),
+    "adam": ("#E69F00", "s"),
+    "entropy_sgd": ("#009E73", "D"),
+}
+
+
+def draw(path: pathlib.Path, runs: Sequence[Run], title: str) -> None:
+    """Draws validation error against gradients, and the final test errors.
+
+    Lines are means over seeds and bands one standard error to each side; markers at
+    the right are the test errors of the last point with their standard errors.
+
+    Args:
+      path: the PNG file to write.
+      runs: of any number of optimizers and seeds.
+      title: of the figure.
+    """
+    # Not pyplot: it holds global state and looks for a screen.
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    optimizers = list(dict.fromkeys(run.optimizer for run in runs))
+    for position, optimizer in enumerate(optimizers):
+        colour, marker = _STYLES[optimizer]
+        group = [run for run in runs if run.optimizer == optimizer]
+        gradients = np.array([point[0] for point in group[0].curve])
+        errors = np.array([[point[1] for point in run.curve] for run in group])
+        mean = errors.mean(axis=0)
+        axes.plot(gradients, mean, color=colour, label=LABELS[optimizer], linewidth=1.8)
+        if len(group) > 1:
+            spread = errors.std(axis=0, ddof=1) / np.sqrt(len(group))
+            low = np.maximum(mean - spread, 0.5 * mean)  # stays on a log axis
+            axes.fill_between(
+                gradients, low, mean + spread, color=colour, alpha=0.2, linewidth=0
+            )
+        tests = [run.test_last.error for run in group if run.test_last is not None]
+        if tests:
+            final = estimate(tests)
+            shift = 1.03 + 0.03 * position  # side by side, right of the lines
+            axes.errorbar(
+                gradients[-1] * shift,
+                final.mean,
+                yerr=final.standard_error,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                capsize=3,
+                linestyle="none",
+                label=f"{LABELS[optimizer]}, test: {final} %",
+            )
+    if all(error > 0 for run in runs for _, error in run.curve):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("gradient evaluations")
+    axes.set_ylabel("validation error (%); markers: test error (%)")
+    n = len({run.seed for run in runs})
+    axes.set_title(f"{title}\nmean ± standard error, n = {n}", fontsize=10)
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=150)

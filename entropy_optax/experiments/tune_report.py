@@ -1,0 +1,164 @@
+"""What a grid search found: a readable page and a preset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from entropy_optax.experiments import report
+
+if TYPE_CHECKING:
+    from entropy_optax.experiments.tune import Grid
+
+Entry = dict[str, Any]
+
+
+def ranked(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
+    """Results of one optimizer's present grid, best first.
+
+    Args:
+      grid: the grid.
+      results: entries of `grid.json`, of this grid and perhaps of a narrower one.
+      optimizer: its name.
+
+    Returns:
+      Entries by mean validation error of the last point; equal errors, which 2,000
+      images make likely, by mean validation loss.
+    """
+    axes = grid.axes[optimizer]
+    base = dataclasses.asdict(getattr(grid.settings, optimizer))
+
+    def belongs(entry: Entry) -> bool:
+        point = entry["hyperparameters"]
+        return all(
+            point[name] in axes[name] if name in axes else point[name] == base[name]
+            for name in base
+        )
+
+    def order(entry: Entry) -> tuple[float, float]:
+        # A loss that is not finite is None in JSON.
+        losses = [math.inf if x is None else x for x in entry["validation_loss"]]
+        return (
+            report.estimate(entry["validation_error"]).mean,
+            sum(losses) / len(losses),
+        )
+
+    own = [e for e in results if e["optimizer"] == optimizer and belongs(e)]
+    return sorted(own, key=order)
+
+
+def edges(grid: Grid, optimizer: str, best: Entry) -> list[str]:
+    """Axes on whose edge the best lies, so that a wider grid may hold a better one.
+
+    Args:
+      grid: the grid.
+      optimizer: its name.
+      best: its best entry.
+
+    Returns:
+      Such axes. An axis of one value has no edge, and 0 cannot be passed.
+    """
+    found = []
+    for name, values in grid.axes[optimizer].items():
+        value = best["hyperparameters"][name]
+        if len(values) > 1 and value != 0 and value in (min(values), max(values)):
+            found.append(name)
+    return found
+
+
+def write_readme(
+    path: pathlib.Path, grid: Grid, results: list[Entry], command: str
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: the Markdown file.
+      grid: the grid.
+      results: entries of `grid.json`.
+      command: what made them.
+    """
+    settings = grid.settings
+    machine = report.machine()
+    count = {name: len(ranked(grid, results, name)) for name in grid.axes}
+    lines = [
+        f"# Grid for {settings.model} on {settings.data}",
+        "",
+        f"Written by `{command}` ({machine['cpu_count']} processors,"
+        f" {machine['platform']}); every number comes from `grid.json` beside it.",
+        "",
+        f"Each optimizer had {max(count.values())} configurations with"
+        f" {len(settings.seeds)} seeds ({', '.join(map(str, settings.seeds))}) of"
+        f" {settings.num_gradients} gradients, batches of {settings.batch_size},"
+        f" {settings.rate_schedule} schedule. They are chosen by the mean"
+        " validation error after the last gradient, equal errors by the validation"
+        " loss; the test set was not read. The standard error is over seeds.",
+        "",
+    ]
+    for optimizer in grid.axes:
+        entries = ranked(grid, results, optimizer)
+        axes = list(grid.axes[optimizer])
+        lines += [f"## {report.LABELS[optimizer]}", ""]
+        on_edge = edges(grid, optimizer, entries[0])
+        lines += [
+            f"**The best lies on the edge of the grid in {', '.join(on_edge)}.**"
+            if on_edge
+            else "The best lies inside the grid.",
+            "",
+            "| " + " | ".join([*axes, "validation error %", "validation loss"]) + " |",
+            "|" + " --: |" * (len(axes) + 2),
+        ]
+        for entry in entries:
+            losses = entry["validation_loss"]
+            loss = (
+                "not finite" if None in losses else f"{sum(losses) / len(losses):.4f}"
+            )
+            cells = [f"{entry['hyperparameters'][axis]:g}" for axis in axes]
+            error = str(report.estimate(entry["validation_error"]))
+            lines.append("| " + " | ".join([*cells, error, loss]) + " |")
+        fixed = {
+            name: value
+            for name, value in entries[0]["hyperparameters"].items()
+            if name not in axes
+        }
+        held = ", ".join(f"{name} {value:g}" for name, value in fixed.items())
+        lines += ["", f"Held fixed: {held}.", ""]
+    path.write_text("\n".join(lines))
+
+
+def write_preset(
+    path: pathlib.Path,
+    grid: Grid,
+    results: list[Entry],
+    results_path: pathlib.Path,
+    command: str,
+) -> None:
+    """Writes the chosen settings, each with its source.
+
+    Args:
+      path: the preset file.
+      grid: the grid.
+      results: entries of `grid.json`.
+      results_path: where they are, to cite.
+      command: what made them, to cite.
+    """
+    settings = report.to_json(grid.settings) | {"seeds": list(grid.preset_seeds)}
+    sources = dict(grid.sources)
+    for optimizer, axes in grid.axes.items():
+        best = ranked(grid, results, optimizer)[0]
+        settings[optimizer] = best["hyperparameters"]
+        error = report.estimate(best["validation_error"])
+        for axis in axes:
+            sources[f"{optimizer}.{axis}"] = (
+                f"grid of {len(ranked(grid, results, optimizer))} in {results_path},"
+                f" validation error {error} % (n = {error.n})"
+            )
+    content = {
+        "description": f"{grid.settings.model} on {grid.settings.data}, settings chosen"
+        f" on the validation split by `{command}`",
+        "settings": settings,
+        "sources": sources,
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
