@@ -1,8 +1,8 @@
 """Draw the README's picture: local entropy moves the minimum into the wide valley.
 
-A landscape with a deep sharp valley and a shallower wide one; minus its local entropy by
-quadrature; and where 1,000 runs of gradient descent and of Entropy-SGD end, from uniform
-starts, at the same number of gradients. Run it with ``python docs/picture.py``.
+A landscape with a deep sharp valley and a shallower wide one; minus its local entropy
+by quadrature; and where 1,000 runs of gradient descent and of Entropy-SGD end, from
+uniform starts, at the same number of gradients. Run it with ``python docs/picture.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
 
 
 def landscape(x):
-    """Return f(x): a bowl with a sharp valley of depth 1 and a wide one of depth 0.8."""
+    """Return f(x): a bowl with a sharp valley, depth 1, and a wide one, depth 0.8."""
     sharp = jnp.exp(-(((x - SHARP) / 0.1) ** 2) / 2)
     wide = 0.8 * jnp.exp(-(((x - WIDE) / 0.8) ** 2) / 2)
     return 1.0 + 0.01 * x**2 - sharp - wide

@@ -1,0 +1,33 @@
+"""The code blocks of the README and the docs run, page by page, as one program each."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_blocks(page: pathlib.Path) -> list[str]:
+    """Return the Python blocks of a Markdown page."""
+    return re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if code_blocks(p)], ids=lambda page: page.name
+)
+def test_code_blocks_run(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(code_blocks(page))
+    exec(compile(program, str(page), "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+    inside = [link for link in links if "://" not in link]
+    missing = [link for link in inside if not (page.parent / link).exists()]
+    assert not missing
