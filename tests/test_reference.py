@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import entropy_optax as eo
 import jax
 import numpy as np
 import optax
 import pytest
 from _problems import MODES, Robust, langevin_draws, run, strict
+
+import entropy_optax as eo
 from entropy_optax import reference
 
 NUM_OUTER, NUM_STEPS, SIZE = 12, 5, 7

@@ -5,12 +5,13 @@ import pathlib
 import re
 from typing import Any
 
-import entropy_optax as eo
 import jax
 import numpy as np
 import optax
 import pytest
 from _problems import MODES, Robust, langevin_draws, run, strict
+
+import entropy_optax as eo
 from entropy_optax import reference
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "variants.md"
