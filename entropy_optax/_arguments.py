@@ -75,6 +75,8 @@ def at_step(value: ScalarOrSchedule, count: ArrayLike) -> jax.Array:
     Returns:
       A float array of shape ``()``.
     """
+    # An integer of default precision: a quotient of int32 would stay in float32.
+    count = jnp.asarray(count, dtype=jnp.result_type(int))
     scalar: Any = value(count) if callable(value) else value
     return jnp.asarray(scalar, dtype=jnp.result_type(float))
 
