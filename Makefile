@@ -32,6 +32,10 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: env  ## train LeNet on MNIST with SGD, Adam and Entropy-SGD
 	$(BIN)/entropy-optax train --preset quickstart
 
+.PHONY: tune
+tune: env  ## choose the settings of quickstart's optimizers from an equal grid (hours)
+	$(BIN)/entropy-optax tune --grid quickstart_grid --out results/quickstart
+
 .PHONY: test
 test: lint env  ## lint, types, doctests, README and the fast tests, from nothing
 	$(BIN)/python -m pytest -n $(JOBS)
