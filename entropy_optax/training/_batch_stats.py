@@ -54,8 +54,8 @@ def reestimate_batch_stats(
       >>> import flax.linen as nn, jax, jax.numpy as jnp
       >>> from entropy_optax.training import reestimate_batch_stats
       >>> model = nn.BatchNorm(use_running_average=False, momentum=0.9)
-      >>> batches = jax.random.normal(jax.random.key(0), (4, 8, 2))  # 4 batches of 8
-      >>> variables = model.init(jax.random.key(1), batches[0])
+      >>> batches = jnp.sin(jnp.arange(64.0)).reshape(4, 8, 2)  # 4 batches of 8
+      >>> variables = jax.jit(model.init)(jax.random.key(0), batches[0])
       >>> def update_stats(batch_stats, batch):
       ...     at_x = {"params": variables["params"], "batch_stats": batch_stats}
       ...     return model.apply(at_x, batch, mutable="batch_stats")[1]["batch_stats"]

@@ -144,7 +144,7 @@ def linen_train_step(
       >>> tx = eo.entropy_sgd(
       ...     1.0, num_steps=5, opaque_mode=True, carry_init=linen_carry()
       ... )
-      >>> params = model.init(jax.random.key(0), batches[0][0])["params"]
+      >>> params = jax.jit(model.init)(jax.random.key(0), batches[0][0])["params"]
       >>> state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
       >>> step = jax.jit(linen_train_step(loss_fn), donate_argnums=0)
       >>> for _ in range(20):
