@@ -1,11 +1,14 @@
 """The code blocks of the README and the docs run, page by page, as one program each."""
 
+import json
 import pathlib
 import re
+import runpy
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+RECORD = ROOT / "results" / "quickstart" / "run" / "results.json"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -31,3 +34,9 @@ def test_links_within_the_project_lead_somewhere(page):
     inside = [link for link in links if "://" not in link]
     missing = [link for link in inside if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_results_in_the_readme_are_those_of_the_record():
+    script = runpy.run_path(str(ROOT / "docs" / "readme_table.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert readme == script["with_table"](readme, json.loads(RECORD.read_text()))
