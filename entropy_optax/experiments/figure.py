@@ -65,7 +65,9 @@ def draw(path: pathlib.Path, runs: Sequence[Run], title: str) -> None:
             )
     if all(error > 0 for run in runs for _, error in run.curve):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_locator(
+            LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("gradient evaluations")

@@ -1,0 +1,161 @@
+"""Models: parameter counts, and fast convolution and pooling against XLA's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from entropy_optax.experiments import _convolution
+from entropy_optax.experiments._convolution import conv_general_dilated, max_pool
+from entropy_optax.experiments.models import MODELS
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shapes(model, image=(28, 28, 1)):
+    images = jnp.zeros((2, *image))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+def test_mnistfc_parameters():
+    dense = lambda n_in, n_out: n_in * n_out + n_out
+    expected = dense(784, 1024) + dense(1024, 1024) + dense(1024, 10)
+    assert count(shapes(MODELS["mnistfc"]())["params"]) == expected == 1_863_690
+
+
+def test_lenet_parameters():
+    conv = lambda n_in, n_out: 25 * n_in * n_out + n_out
+    norm = lambda n: 2 * n
+    # 28 - 4 = 24, pooled by 3 to 8; 8 - 4 = 4, pooled by 2 to 2.
+    dense = 2 * 2 * 50 * 500 + 500 + 500 * 10 + 10
+    expected = conv(1, 20) + norm(20) + conv(20, 50) + norm(50) + dense
+    variables = shapes(MODELS["lenet"]())
+    assert count(variables["params"]) == expected == 131_220  # the paper's number
+    assert count(variables["batch_stats"]) == 2 * (20 + 50)
+
+
+@pytest.mark.parametrize("name", ["mnistfc", "lenet"])
+def test_dropout_and_statistics_in_training_only(name):
+    model = MODELS[name](num_classes=3)
+    images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+    variables = jax.jit(lambda k: model.init(k, images, train=False))(jax.random.key(1))
+    evaluate = jax.jit(lambda: model.apply(variables, images, train=False))
+    np.testing.assert_array_equal(evaluate(), evaluate())
+    assert evaluate().shape == (4, 3)
+
+    @jax.jit
+    def train(key):
+        rngs = {"dropout": key}
+        return model.apply(
+            variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
+        )
+
+    first, updated = train(jax.random.key(2))
+    second, _ = train(jax.random.key(3))
+    assert not np.allclose(first, second)
+    assert ("batch_stats" in updated) == (name == "lenet")
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "padding"),
+    [
+        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "VALID"),
+        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "SAME"),
+        ((2, 9, 8, 3), (5, 4, 3, 4), (2, 3), "VALID"),
+        ((1, 7, 7, 1), (3, 2, 1, 2), (2, 3), "SAME"),
+        ((1, 7, 7, 1), (3, 2, 1, 2), (1, 2), ((2, 0), (1, 3))),
+        ((2, 5, 6, 2), (2, 1, 2, 3), (2, 1), ((0, 0), (-1, 0))),
+        ((2, 5, 6, 2), (1, 1, 2, 3), (3, 2), "SAME"),
+    ],
+)
+def test_convolution_equals_xla(image, kernel, strides, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    lhs, rhs = jax.random.normal(keys[0], image), jax.random.normal(keys[1], kernel)
+
+    def ours(lhs, rhs):
+        return conv_general_dilated(lhs, rhs, strides, padding, (1, 1), (1, 1), NHWC)
+
+    def xla(lhs, rhs):
+        return lax.conv_general_dilated(
+            lhs, rhs, strides, padding, dimension_numbers=NHWC
+        )
+
+    @jax.jit
+    def both(lhs, rhs):
+        out, pull = jax.vjp(ours, lhs, rhs)
+        expected, pull_expected = jax.vjp(xla, lhs, rhs)
+        cotangent = jax.random.normal(keys[2], expected.shape)
+        return (out, *pull(cotangent)), (expected, *pull_expected(cotangent))
+
+    for got, expected in zip(*both(lhs, rhs), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convolution_inside_flax():
+    images = jax.random.normal(jax.random.key(0), (2, 10, 10, 3))
+    ours = nn.Conv(4, (5, 5), conv_general_dilated=conv_general_dilated)
+    theirs = nn.Conv(4, (5, 5))
+    variables = jax.jit(theirs.init)(jax.random.key(1), images)
+    np.testing.assert_allclose(
+        jax.jit(ours.apply)(variables, images),
+        jax.jit(theirs.apply)(variables, images),
+        atol=1e-5,
+    )
+
+
+def test_convolution_is_xlas_elsewhere(monkeypatch):
+    lhs, rhs = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 1))
+    monkeypatch.setattr(_convolution.jax, "default_backend", lambda: "tpu")
+    jaxpr = jax.make_jaxpr(lambda a, b: conv_general_dilated(a, b, (1, 1), "SAME"))
+    names = [equation.primitive.name for equation in jaxpr(lhs, rhs).eqns]
+    assert names == ["conv_general_dilated"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"lhs_dilation": (2, 1)}, NotImplementedError, "lhs_dilation"),
+        ({"rhs_dilation": (1, 2)}, NotImplementedError, "rhs_dilation"),
+        ({"feature_group_count": 2}, NotImplementedError, "feature_group_count"),
+        (
+            {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "rhs": (6, 6, 2, 2)},
+            NotImplementedError,
+            "dimension_numbers",
+        ),
+        ({"rhs": (3, 3, 5, 2)}, ValueError, "5 channels, images have 6"),
+        ({"rhs": (8, 3, 6, 2)}, ValueError, "8 x 3 is larger"),
+        ({"rhs": (3, 6, 2)}, ValueError, "rank 4"),
+    ],
+)
+def test_convolution_refuses_what_it_cannot(changes, error, message):
+    rhs = jnp.ones(changes.pop("rhs", (3, 3, 6, 2)))
+    with pytest.raises(error, match=message):
+        conv_general_dilated(jnp.ones((1, 6, 6, 6)), rhs, (1, 1), "VALID", **changes)
+
+
+@pytest.mark.parametrize(("size", "side"), [(2, 8), (3, 8)])
+def test_pooling_equals_xla(size, side):
+    keys = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(keys[0], (2, side, side, 3))
+    theirs = lambda x: nn.max_pool(x, (size, size), (size, size))
+
+    @jax.jit
+    def both(images):
+        out, pull = jax.vjp(lambda x: max_pool(x, size), images)
+        expected, pull_expected = jax.vjp(theirs, images)
+        cotangent = jax.random.normal(keys[1], expected.shape)
+        return (out, *pull(cotangent)), (expected, *pull_expected(cotangent))
+
+    for got, expected in zip(*both(images), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_pooling_refuses_a_small_image():
+    with pytest.raises(ValueError, match="size: 3 does not fit an image of 2 x 5"):
+        max_pool(jnp.ones((1, 2, 5, 1)), 3)
