@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 class SGDSettings:
     """SGD with Nesterov's momentum."""
 
-    learning_rate: float = 0.1
+    learning_rate: float = 0.03
     """Rate at the start of the schedule."""
     momentum: float = 0.9
     """Decay of the momentum buffer, per gradient."""
