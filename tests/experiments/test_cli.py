@@ -138,7 +138,9 @@ def test_rates_have_one_shape(shape):
             )
         ]
         assert shares == pytest.approx([shares[0]] * 3, rel=1e-5)
-    assert methods.current_rate("sgd", chosen, 0) == pytest.approx(0.1)
+    assert methods.current_rate("sgd", chosen, 0) == pytest.approx(
+        chosen.sgd.learning_rate
+    )
 
 
 def test_ctrl_c_keeps_what_was_done(data_folder, tmp_path, capsys, monkeypatch):
