@@ -9,7 +9,6 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 JOBS ?= 2
 LOCK_ARGS ?=
-LOWER_TESTS ?= entropy_optax tests
 
 .PHONY: help
 help:  ## list the targets
@@ -78,16 +77,29 @@ lock: env  ## renew the lock after a change of pyproject (LOCK_ARGS=--upgrade: a
 	@sed -i '1i # The environment of make env, with the hashes of all platforms. Renewed by make lock.' requirements.lock
 	@! grep -nE '://|find-links|\(/' requirements.lock || { echo "a path or host in the lock"; exit 1; }
 
+# Two environments: the core alone, then all extras, whose Flax asks for a newer JAX.
 # Old packages warn about their newer neighbours, so a warning is no error here.
+LOWEST := -m pytest -n $(JOBS) -p no:cacheprovider -W default
+EXTRAS := entropy_optax/experiments entropy_optax/training tests/experiments \
+  tests/training tests/test_checkpoint.py tests/test_docs.py tests/test_notebooks.py
+
 .PHONY: lower-bounds
 lower-bounds: env  ## the fast tests with the lowest versions that pyproject declares
-	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	$(BIN)/uv venv --quiet --python $(PYTHON) "$$dir/env"; \
-	VIRTUAL_ENV="$$dir/env" $(BIN)/uv pip install --quiet --resolution lowest-direct \
-	  --editable '.[test]'; \
-	VIRTUAL_ENV="$$dir/env" $(BIN)/uv pip list | grep -E \
-	  '^(jax|jaxlib|optax|flax|numpy|orbax-checkpoint|matplotlib|rich|tyro|pytest|hypothesis|jaxtyping|beartype) '; \
-	"$$dir/env/bin/python" -m pytest -n $(JOBS) -p no:cacheprovider -W default $(LOWER_TESTS)
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; pip="$(BIN)/uv pip"; \
+	for env in core extras; do \
+	  $(BIN)/uv venv --quiet --python $(PYTHON) "$$dir/$$env"; \
+	  export VIRTUAL_ENV="$$dir/$$env"; \
+	  if [ $$env = core ]; then \
+	    $$pip install --quiet --resolution lowest-direct --editable .; \
+	    $$pip install --quiet beartype hypothesis jaxtyping \
+	      pytest pytest-benchmark pytest-timeout pytest-xdist; \
+	    tests="entropy_optax tests $(EXTRAS:%=--ignore=%)"; \
+	  else \
+	    $$pip install --quiet --resolution lowest-direct --editable '.[test]'; \
+	    tests="$(EXTRAS)"; \
+	  fi; \
+	  $$pip list; "$$dir/$$env/bin/python" $(LOWEST) $$tests; \
+	done
 
 .PHONY: clean
 clean:  ## remove .venv, caches and builds; runs/ stays
