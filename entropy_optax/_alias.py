@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from entropy_optax._arguments import ScalarOrSchedule, is_constant
+from entropy_optax._arguments import ScalarOrSchedule, check_scalar, is_constant
 from entropy_optax.samplers import sgld
 from entropy_optax.samplers._noise import Noise
 from entropy_optax.transforms import local_entropy
@@ -45,6 +45,12 @@ def entropy_sgd(
     sgld(...)), ...)``: compose these for anything else. A learning rate of 1 without
     outer momentum moves x to mu. A drop-in for ``optax.sgd`` in a loop of one gradient
     per call; evaluate at ``eval_params(state, params)``.
+
+    Clipping or a preconditioner belongs into the sampler, and what shall act on the
+    outer step into the optimizer: with ``opaque_mode=False`` whatever follows in a
+    chain would act on the moves of x' too. Under ``optax.inject_hyperparams`` name
+    ``num_steps`` and every schedule or function in ``static_args``: the wrapper would
+    evaluate them at its own count, that of the calls.
 
     ======================== ============================================
     symbol                   argument
@@ -87,7 +93,8 @@ def entropy_sgd(
       ValueError: if an argument is out of its range.
 
     Warns:
-      UserWarning: if ``step_size`` and ``gamma`` alone make the inner loop diverge.
+      UserWarning: if the constants ``step_size`` and ``gamma`` alone reach the bound of
+        a stable inner loop.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
@@ -108,19 +115,9 @@ def entropy_sgd(
       Chaudhari et al., `Entropy-SGD: Biasing gradient descent into wide valleys
       <https://arxiv.org/abs/1611.01838>`_, ICLR 2017.
     """
-    _warn_if_unstable(step_size, gamma, momentum)
     return local_entropy(
         optax.sgd(learning_rate, momentum=outer_momentum, nesterov=True),
-        optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            sgld(
-                step_size,
-                temperature=temperature,
-                momentum=momentum,
-                noise=noise,
-                key=key,
-            ),
-        ),
+        _sampler(step_size, gamma, temperature, momentum, weight_decay, noise, key),
         num_steps,
         gamma,
         mean_decay=mean_decay,
@@ -179,7 +176,8 @@ def entropy_adam(
       ValueError: if an argument is out of its range.
 
     Warns:
-      UserWarning: if ``step_size`` and ``gamma`` alone make the inner loop diverge.
+      UserWarning: if the constants ``step_size`` and ``gamma`` alone reach the bound of
+        a stable inner loop.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
@@ -200,19 +198,9 @@ def entropy_adam(
       Chaudhari et al., `Entropy-SGD: Biasing gradient descent into wide valleys
       <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, section 5.4.
     """
-    _warn_if_unstable(step_size, gamma, momentum)
     return local_entropy(
         optax.adam(learning_rate, b1=b1, b2=b2),
-        optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            sgld(
-                step_size,
-                temperature=temperature,
-                momentum=momentum,
-                noise=noise,
-                key=key,
-            ),
-        ),
+        _sampler(step_size, gamma, temperature, momentum, weight_decay, noise, key),
         num_steps,
         gamma,
         mean_decay=mean_decay,
@@ -222,19 +210,33 @@ def entropy_adam(
     )
 
 
-def _warn_if_unstable(step_size: Any, gamma: Any, momentum: Any) -> None:
-    """Warn if the inner loop diverges on whatever loss.
+def _sampler(
+    step_size: ScalarOrSchedule,
+    gamma: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    momentum: float | jax.Array | None,
+    weight_decay: float | jax.Array,
+    noise: Noise,
+    key: jax.Array | int,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the inner chain, with a warning if its constants are too large.
 
-    With Nesterov's momentum m a step along curvature h is stable while
-    eta' (gamma + h) < 2 (1 + m) / (1 + 2 m).
+    With Nesterov's momentum m an inner step along curvature h is stable if
+    eta' (gamma + h) < 2 (1 + m) / (1 + 2 m); the pull alone, which stays outside the
+    momentum, is stable up to eta' gamma = 2.
     """
+    check_scalar("weight_decay", weight_decay)
+    sampler = sgld(
+        step_size, temperature=temperature, momentum=momentum, noise=noise, key=key
+    )
     decay = 0.0 if momentum is None else momentum
-    if not (is_constant(step_size) and is_constant(gamma) and is_constant(decay)):
-        return
-    bound = 2 * (1 + decay) / (1 + 2 * decay)
-    if step_size * gamma >= bound:
-        warnings.warn(
-            f"step_size * gamma = {step_size * gamma:.3g} is not below {bound:.3g}: "
-            "the inner loop diverges whatever the loss. Lower step_size or gamma.",
-            stacklevel=3,
-        )
+    if is_constant(step_size) and is_constant(gamma) and is_constant(decay):
+        bound = 2 * (1 + decay) / (1 + 2 * decay)
+        if step_size * gamma >= bound:
+            warnings.warn(
+                f"step_size * gamma = {step_size * gamma:.3g} leaves no room below the "
+                f"bound {bound:.3g} of a stable inner loop: x' diverges on any loss "
+                "but a nearly flat one. Lower step_size or gamma.",
+                stacklevel=3,
+            )
+    return optax.chain(optax.add_decayed_weights(weight_decay), sampler)

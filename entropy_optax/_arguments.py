@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> Non
       maximum: the largest value allowed.
 
     Raises:
-      ValueError: if the value is negative, NaN or larger than ``maximum``.
+      ValueError: if the value is no number, negative, NaN or larger than ``maximum``.
     """
     if callable(value):
         return
@@ -36,6 +36,10 @@ def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> Non
         number = float(value)
     except jax.errors.ConcretizationTypeError:
         return
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be a number or a schedule, got {value!r}."
+        ) from None
     if not 0.0 <= number <= maximum:
         wanted = "at least 0" if maximum == float("inf") else f"in [0, {maximum:g}]"
         raise ValueError(f"{name} must be {wanted}, got {value}.")
@@ -81,7 +85,7 @@ def at_step(value: ScalarOrSchedule, count: ArrayLike) -> jax.Array:
     return jnp.asarray(scalar, dtype=jnp.result_type(float))
 
 
-def is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> TypeGuard[float]:
     """Return whether a scalar is a plain number, known when a function is traced."""
     return isinstance(value, numbers.Real | np.ndarray)
 
@@ -104,7 +108,10 @@ def typed_key(key: jax.Array | int) -> jax.Array:
 
 def copy(tree: Any) -> Any:
     """Return a tree of new buffers, so that the old ones can be donated."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+    # The dtype is named, or a Python number would stay weakly typed and compile twice.
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), tree
+    )
 
 
 def like_leaf(scalar: ArrayLike, leaf: Any) -> jax.Array:

@@ -69,7 +69,8 @@ def add_langevin_noise(
       noise: ``"gaussian"``, ``"rademacher"`` (random signs, several times cheaper and
         of the same weak order) or a function ``(key, shape, dtype) -> Array`` of mean 0
         and variance 1.
-      key: typed PRNG key or integer seed.
+      key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
+        the branches of ``optax.partition`` too, a key of its own.
 
     Returns:
       A transformation. Schedules are evaluated at the extra argument ``outer_count``,
@@ -183,7 +184,8 @@ def sgld(
       momentum: :math:`m`, or None for none.
       nesterov: whether the momentum is Nesterov's.
       noise: see :func:`add_langevin_noise`.
-      key: typed PRNG key or integer seed.
+      key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
+        the branches of ``optax.partition`` too, a key of its own.
 
     Returns:
       A transformation whose ``update`` needs the extra arguments ``anchor`` and
@@ -205,6 +207,8 @@ def sgld(
       Algorithm 1, lines 3 to 5.
     """
     check_scalar("step_size", step_size)
+    if momentum is not None:
+        check_scalar("momentum", momentum, maximum=1.0)
     trace = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
     return optax.chain(
         trace,

@@ -28,8 +28,15 @@ def packed_signs(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
       dtype: the dtype of the result.
 
     Returns:
-      Independent elements, +1 or -1 with equal probability.
+      Independent elements, +1 or -1 with equal probability; for a complex dtype both
+      parts are signs over the square root of 2.
     """
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        real, imag = (
+            packed_signs(part, shape, jnp.finfo(dtype).dtype)
+            for part in jax.random.split(key)
+        )
+        return jax.lax.complex(real, imag) / math.sqrt(2)
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     shifts = jnp.arange(32, dtype=jnp.uint32)

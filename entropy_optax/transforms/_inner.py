@@ -18,7 +18,8 @@ class InnerState(NamedTuple):
     Attributes:
       mean: mu, the running mean of x'.
       sampler_state: state of the inner chain.
-      displacement: mean of ||x' - x|| over the inner steps done.
+      displacement: mean of ||x' - x|| over the inner steps done; a skipped step leaves
+        it as it was.
       num_nonfinite: gradients skipped because they were not finite, ever.
     """
 

@@ -39,7 +39,12 @@ def local_entropy(
     With ``opaque_mode=True`` it is
     ``optax.chain(scale_by_local_entropy(sampler, ...), optimizer)``: the whole inner
     loop in one ``update``, which needs ``grad_fn``. Both modes take the same steps on
-    the same batches. BatchNorm statistics follow x' in both: re-estimate them at x.
+    the same batches. BatchNorm statistics follow x' in both: re-estimate
+    them at x.
+
+    Put nothing before or after it in a chain with ``opaque_mode=False``: a clip before
+    it would see every inner gradient (with ``opaque_mode=True`` the first alone), a
+    scale after it every move of x'. They belong into the sampler and the optimizer.
 
     Args:
       optimizer: the outer optimizer; its schedules count outer steps.

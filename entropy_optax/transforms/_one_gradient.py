@@ -91,7 +91,7 @@ def one_gradient_per_call(
             anchor=copy(params),
             mean=copy(promote(params, accumulator_dtype)),
             sampler_state=init_sampler(inner_chain, params),
-            optimizer_state=outer_chain.init(params),
+            optimizer_state=copy(outer_chain.init(params)),
         )
 
     def update(
@@ -113,17 +113,18 @@ def one_gradient_per_call(
         )
         sampler_state = state.sampler_state
         if reset_sampler:
-            fresh = inner_chain.init(params)
+            fresh = init_sampler(inner_chain, params)
             sampler_state = reset_where(is_first, fresh, sampler_state)
+        displacement = jnp.where(is_first, 0, state.displacement)
         scope = at_step(gamma, state.outer_count)
         moves, inner = inner_step(
             inner_chain,
             mean_decay,
             skip_nonfinite,
             Cycle(anchor, scope, state.outer_count, extra_args),
-            updates,
+            optax.tree.cast_like(updates, params),
             params,
-            InnerState(mean, sampler_state, state.displacement, state.num_nonfinite),
+            InnerState(mean, sampler_state, displacement, state.num_nonfinite),
             state.inner_count,
         )
 

@@ -128,7 +128,8 @@ def scale_by_local_entropy(
       accumulator_dtype: least precision of x' and mu. In bfloat16 they could not hold
         the small difference x - mu.
       skip_nonfinite: whether an inner gradient with a NaN or an infinity leaves x', mu,
-        the sampler and the carry as they were, and is only counted.
+        the sampler and the carry as they were, and is only counted. (The carry of the
+        first gradient is the caller's to judge.)
       unroll: as in ``jax.lax.scan``; ``"auto"`` keeps the loop rolled.
 
     Returns:
@@ -211,7 +212,9 @@ def scale_by_local_entropy(
         position = anchor = promote(params, accumulator_dtype)
         sampler_state = state.sampler_state
         if reset_sampler:
-            sampler_state = with_keys(inner_chain.init(position), sampler_state)
+            sampler_state = with_keys(
+                init_sampler(inner_chain, position), sampler_state
+            )
         scope = at_step(gamma, state.outer_count)
         cycle = Cycle(anchor, scope, state.outer_count, extra_args)
         inner = InnerState(
