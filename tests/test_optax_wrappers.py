@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -312,6 +312,25 @@ def test_users_own_noise_is_fresh_in_every_outer_step(opaque):
     steps = jnp.diff(x, axis=0, prepend=jnp.zeros((1, 50)))
     correlation = jnp.corrcoef(steps) - jnp.eye(3)
     assert jnp.max(jnp.abs(correlation)) < 5 / jnp.sqrt(50)
+
+
+class Countdown(NamedTuple):
+    """A state with a Python number in it, as some users' own have."""
+
+    left: Any
+
+
+@MODES
+def test_a_sampler_whose_first_state_holds_python_numbers(opaque):
+    own = optax.GradientTransformation(
+        lambda params: Countdown(3),
+        lambda updates, state, params=None: (
+            jax.tree.map(lambda u: -0.1 * u * (state.left > 1), updates),
+            Countdown(state.left - 1),
+        ),
+    )
+    run = runner(opaque)(make(opaque, own), make_params(), make_rows(2, 3))
+    assert jnp.all(jnp.isfinite(run.params["w"]))
 
 
 @MODES
