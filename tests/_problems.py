@@ -91,20 +91,31 @@ def run(
 
 
 def langevin_draws(
-    params: Any, num_outer: int, num_steps: int, *, key: Any, noise: Any = "gaussian"
+    params: Any, num_outer: int, num_steps: int, *, key: Any, noise: str = "gaussian"
 ) -> np.ndarray:
     """The standardised draws of a sampler with this key, shape (T, L, n).
 
-    ``add_langevin_noise`` alone, on updates of zero and with 2 eta' T = 1.
+    Gaussian ones are drawn anew: each step splits the key, keeps the first half and
+    draws from the second. Signs are those of ``add_langevin_noise`` alone. Neither
+    takes the noise's scale from the package.
     """
-    tx = eo.add_langevin_noise(0.5, 1.0, noise=noise, key=key)
+    alone = eo.add_langevin_noise(0.5, 1.0, noise="rademacher", key=key)
 
-    def body(state, _):
-        draws, state = tx.update(optax.tree.zeros_like(params), state)
-        return state, ravel_pytree(draws)[0]
+    def gaussian(key, _):
+        key, noise_key = jax.random.split(key)
+        draws = optax.tree.random_like(noise_key, params, jax.random.normal)
+        return key, ravel_pytree(draws)[0]
 
+    def rademacher(state, _):
+        draws, state = alone.update(optax.tree.zeros_like(params), state)
+        return state, jnp.sign(ravel_pytree(draws)[0])
+
+    body, first = {
+        "gaussian": (gaussian, jax.random.key(key)),
+        "rademacher": (rademacher, alone.init(params)),
+    }[noise]
     count = num_outer * num_steps
-    _, draws = jax.jit(lambda s: jax.lax.scan(body, s, length=count))(tx.init(params))
+    _, draws = jax.jit(lambda s: jax.lax.scan(body, s, length=count))(first)
     return np.asarray(draws).reshape(num_outer, num_steps, -1)
 
 
