@@ -1,7 +1,7 @@
-"""The paper's two MNIST networks, in Flax linen.
+"""The networks for images of the Entropy-SGD paper, in Flax linen.
 
 Both are called as `model.apply(variables, images, train=bool, rngs=..., mutable=...)`.
-In training they need a `"dropout"` key, and LeNet updates `"batch_stats"`.
+In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`.
 """
 
 import flax.linen as nn
@@ -86,4 +86,54 @@ class LeNet(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-MODELS = {"mnistfc": MnistFC, "lenet": LeNet}
+class AllCNN(nn.Module):
+    """All-CNN-C with BatchNorm: nine convolutions and a mean over the image.
+
+    Springenberg et al. (ICLR 2015) with 3x3 in place of 1x1 in the last but one layer,
+    which gives the 1.67 million parameters that the Entropy-SGD paper counts.
+
+    Attributes:
+      num_classes: number of outputs.
+      dropout_rate: share of the channels' entries dropped in training, after each
+        convolution of stride 2; of the images 0.4 times as many.
+    """
+
+    num_classes: int = 10
+    dropout_rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits.
+
+        Args:
+          images: `[batch, height, width, channels]`, whitened.
+          train: whether to use the batch's statistics and to drop units.
+
+        Returns:
+          Logits, `[batch, num_classes]`.
+        """
+        x = nn.Dropout(0.4 * self.dropout_rate, deterministic=not train)(images)
+        for features, stride in (
+            *((96, 1), (96, 1), (96, 2)),
+            *((192, 1), (192, 1), (192, 2)),
+            *((192, 1), (192, 1)),
+        ):
+            x = self._conv(features, 3, stride)(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.relu(x)
+            if stride == 2:
+                x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return self._conv(self.num_classes, 1, 1)(x).mean(axis=(1, 2))
+
+    @staticmethod
+    def _conv(features: int, size: int, stride: int) -> nn.Conv:
+        return nn.Conv(
+            features,
+            (size, size),
+            stride,
+            padding="SAME",
+            conv_general_dilated=conv_general_dilated,
+        )
+
+
+MODELS = {"mnistfc": MnistFC, "lenet": LeNet, "allcnn": AllCNN}

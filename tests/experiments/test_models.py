@@ -9,6 +9,7 @@ from jax import lax
 
 from entropy_optax.experiments import _convolution
 from entropy_optax.experiments._convolution import conv_general_dilated, max_pool
+from entropy_optax.experiments.language_models import CharLSTM, Transformer
 from entropy_optax.experiments.models import MODELS
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -40,7 +41,56 @@ def test_lenet_parameters():
     assert count(variables["batch_stats"]) == 2 * (20 + 50)
 
 
-@pytest.mark.parametrize("name", ["mnistfc", "lenet"])
+def test_allcnn_parameters():
+    conv = lambda n_in, n_out, side=3: side**2 * n_in * n_out + n_out
+    widths = [3, 96, 96, 96, 192, 192, 192, 192, 192]
+    convolutions = sum(map(conv, widths, widths[1:])) + conv(192, 10, side=1)
+    variables = shapes(MODELS["allcnn"](), (32, 32, 3))
+    norms = sum(widths[1:])
+    assert count(variables["params"]) == convolutions + 2 * norms
+    # The paper's 1.67 million, to three digits.
+    assert round(count(variables["params"]) / 1e6, 2) == 1.67
+    assert count(variables["batch_stats"]) == 2 * norms
+
+
+def test_char_lstm_parameters():
+    """Two layers of four gates with one bias each, as Flax's cells have, and logits."""
+    vocab, units = 87, 128
+    gates = lambda n_in: 4 * units * (n_in + units + 1)
+    expected = gates(vocab) + gates(units) + (units + 1) * vocab
+    tokens = jnp.zeros((2, 5), jnp.int32)
+    init = lambda: CharLSTM().init(jax.random.key(0), tokens, train=False)
+    assert count(jax.eval_shape(init)["params"]) == expected
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CharLSTM(vocab_size=7, features=8, dropout_rate=0.5),
+        Transformer(vocab_size=7, features=8, num_heads=2, dropout_rate=0.5),
+    ],
+    ids=["char-lstm", "transformer"],
+)
+def test_language_models(model):
+    """No logit sees a later token; dropout acts in training alone."""
+    tokens = jax.random.randint(jax.random.key(0), (3, 6), 0, 7)
+    variables = jax.jit(lambda k: model.init(k, tokens, train=False))(jax.random.key(1))
+    evaluate = jax.jit(lambda tokens: model.apply(variables, tokens, train=False))
+    logits = evaluate(tokens)
+    assert logits.shape == (3, 6, 7)
+    later = evaluate(tokens.at[:, 4].set((tokens[:, 4] + 1) % 7))
+    np.testing.assert_allclose(later[:, :4], logits[:, :4], atol=1e-6)
+    assert np.all(np.max(np.abs(later - logits)[:, 4:], axis=-1) > 1e-6)
+
+    @jax.jit
+    def train(key):
+        return model.apply(variables, tokens, train=True, rngs={"dropout": key})
+
+    assert not np.allclose(train(jax.random.key(2)), train(jax.random.key(3)))
+    assert not np.allclose(train(jax.random.key(2)), logits)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_dropout_and_statistics_in_training_only(name):
     model = MODELS[name](num_classes=3)
     images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
@@ -59,7 +109,7 @@ def test_dropout_and_statistics_in_training_only(name):
     first, updated = train(jax.random.key(2))
     second, _ = train(jax.random.key(3))
     assert not np.allclose(first, second)
-    assert ("batch_stats" in updated) == (name == "lenet")
+    assert ("batch_stats" in updated) == (name != "mnistfc")
 
 
 @pytest.mark.parametrize(
