@@ -1,0 +1,82 @@
+"""Seconds per gradient over those of a jitted SGD step, and the memory it takes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import optax
+import optax.contrib
+import problems
+import pytest
+from contenders import Contender, entropy_sgd, one_per_call, sgd, whole_outer_step
+from problems import NUM_STEPS
+
+# Gradients per round of what has no outer step: enough for a steady time.
+GRADIENTS = {"allcnn": 4, "transformer": 4}
+
+
+def calls(problem, num_gradients=1):
+    return GRADIENTS.get(problem.name, NUM_STEPS) // num_gradients
+
+
+CONTENDERS = {
+    "Entropy-SGD": lambda problem: whole_outer_step(problem),
+    "Entropy-SGD, one gradient per call": lambda problem: one_per_call(
+        problem, entropy_sgd(opaque_mode=False), calls=NUM_STEPS
+    ),
+    "Entropy-SGD, Gaussian noise": lambda problem: whole_outer_step(
+        problem, noise="gaussian"
+    ),
+    "SAM": lambda problem: one_per_call(
+        problem,
+        optax.contrib.sam(
+            sgd(),
+            optax.chain(optax.contrib.normalize(), optax.sgd(0.05)),
+            opaque_mode=True,
+        ),
+        num_gradients=2,
+        calls=calls(problem, 2),
+    ),
+    "Schedule-Free SGD": lambda problem: one_per_call(
+        problem,
+        optax.contrib.schedule_free_sgd(1e-3),
+        calls=calls(problem),
+    ),
+}
+GOALS = {
+    "Entropy-SGD": 1.05,
+    "Entropy-SGD, one gradient per call": 1.10,
+    ("Entropy-SGD, Gaussian noise", "mnistfc"): 1.15,
+}
+
+
+@cache
+def yardstick(name: str) -> tuple[problems.Problem, Contender]:
+    problem = problems.make(name)
+    return problem, one_per_call(problem, sgd(), calls=calls(problem))
+
+
+@pytest.mark.parametrize("name", problems.NAMES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_seconds_per_gradient(paired, contender, name):
+    problem, baseline = yardstick(name)
+    timed = CONTENDERS[contender](problem)
+    params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))
+    paired(
+        timed.run,
+        baseline.run,
+        scale=baseline.num_gradients / timed.num_gradients,
+        group="seconds per gradient over SGD's",
+        model=name,
+        batch=problem.batch,
+        contender=contender,
+        goal=GOALS.get(contender, GOALS.get((contender, name))),
+        num_gradients=timed.num_gradients,
+        milliseconds_per_sgd_step=None,
+        params=sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
+        temporary_copies_of_params=round(
+            (timed.temporary_bytes - baseline.temporary_bytes) / params_bytes, 2
+        ),
+        state_bytes=timed.state_bytes,
+    )
