@@ -1,6 +1,6 @@
 """The networks for images of the Entropy-SGD paper, in Flax linen.
 
-Both are called as `model.apply(variables, images, train=bool, rngs=..., mutable=...)`.
+All are called as `model.apply(variables, images, train=bool, rngs=..., mutable=...)`.
 In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`.
 """
 

@@ -93,7 +93,7 @@ def add_langevin_noise(
     """
     check_scalar("step_size", step_size)
     check_scalar("temperature", temperature)
-    sampler = noise_sampler(noise)
+    draw = noise_sampler(noise)
 
     def init(params: optax.Params) -> optax.OptState:
         del params
@@ -114,7 +114,7 @@ def add_langevin_noise(
             return updates, state
         std = jnp.sqrt(2 * at_step(step_size, count) * at_step(temperature, count))
         rng_key, noise_key = jax.random.split(state.rng_key)
-        xi = optax.tree.random_like(noise_key, updates, sampler)
+        xi = draw(noise_key, updates)
         noisy = jax.tree.map(lambda u, n: u + like_leaf(std, u) * n, updates, xi)
         count = optax.safe_increment(state.count)
         return noisy, AddLangevinNoiseState(count, rng_key)

@@ -225,7 +225,6 @@ def scale_by_local_entropy(
         )
 
         def advance(grads, position, inner, k):
-            grads = optax.tree.cast_like(grads, position)
             moves, inner = inner_step(
                 inner_chain,
                 mean_decay,
@@ -238,9 +237,14 @@ def scale_by_local_entropy(
             )
             return optax.apply_updates(position, moves), inner
 
+        # The move first, then the gradient at its end: whatever reads x' in the body
+        # reads the new one, so that the compiler overwrites the old one in place. With
+        # the gradient first it copies x', for a layer's move could overtake the
+        # gradients of the layers below.
         def body(loop, xs):
-            position, inner, carry = loop
+            grads, position, inner, carry = loop
             k, batch = xs
+            position, inner = advance(grads, position, inner, k - 1)
             at = optax.tree.cast_like(position, params)
             data = k if batches is None else batch
             if carry_init is None:
@@ -255,17 +259,18 @@ def scale_by_local_entropy(
                         new_carry,
                         carry,
                     )
-            position, inner = advance(grads, position, inner, k)
-            return (position, inner, new_carry), None
+            grads = optax.tree.cast_like(grads, position)
+            return (grads, position, inner, new_carry), None
 
-        position, inner = advance(updates, position, inner, 0)
+        grads = optax.tree.cast_like(updates, position)
         if num_steps > 1:
-            (position, inner, carry), _ = jax.lax.scan(
+            (grads, position, inner, carry), _ = jax.lax.scan(
                 body,
-                (position, inner, carry),
+                (grads, position, inner, carry),
                 (jnp.arange(1, num_steps), batches),
                 unroll=1 if unroll == "auto" else unroll,
             )
+        position, inner = advance(grads, position, inner, num_steps - 1)
 
         direction = optax.tree.sub(anchor, inner.mean)
         new_state = ScaleByLocalEntropyState(
