@@ -63,6 +63,16 @@ test-slow: env  ## the slow tests; the result is kept in tests/slow_results.txt
 	  echo "result    $$(tail -n 1 "$$log" | tr -d '=' | xargs)"; \
 	} > tests/slow_results.txt; rm -f "$$log"; cat tests/slow_results.txt; exit $$rc
 
+RECORD ?= benchmarks/results/cpu.json
+
+.PHONY: bench
+bench: env  ## time a gradient against plain SGD's, on idle cores; keep RECORD (45 minutes)
+	mkdir -p $(dir $(RECORD))
+	$(BIN)/python -m pytest benchmarks -o addopts= -o python_files='bench_*.py' \
+	  -o timeout=0 -o pythonpath=benchmarks --benchmark-only --benchmark-json=$(RECORD) \
+	  --benchmark-columns=median,rounds --quiet
+	$(BIN)/python benchmarks/table.py $(RECORD)
+
 .PHONY: notebook
 notebook: env  ## bring the notebooks and their text forms in line, and run them
 	$(BIN)/jupytext --sync notebooks/*.ipynb

@@ -9,7 +9,14 @@ import optax
 import optax.contrib
 import problems
 import pytest
-from contenders import Contender, entropy_sgd, one_per_call, sgd, whole_outer_step
+from contenders import (
+    Contender,
+    compilation,
+    entropy_sgd,
+    one_per_call,
+    sgd,
+    whole_outer_step,
+)
 from problems import NUM_STEPS
 
 # Gradients per round of what has no outer step: enough for a steady time.
@@ -37,6 +44,13 @@ CONTENDERS = {
         ),
         num_gradients=2,
         calls=calls(problem, 2),
+    ),
+    "Lookahead": lambda problem: one_per_call(
+        problem,
+        optax.lookahead(sgd(), sync_period=5, slow_step_size=0.5),
+        calls=calls(problem),
+        start=optax.LookaheadParams.init_synced,
+        at=lambda params: params.fast,
     ),
     "Schedule-Free SGD": lambda problem: one_per_call(
         problem,
@@ -70,13 +84,59 @@ def test_seconds_per_gradient(paired, contender, name):
         group="seconds per gradient over SGD's",
         model=name,
         batch=problem.batch,
+        baseline_gradients=baseline.num_gradients,
         contender=contender,
         goal=GOALS.get(contender, GOALS.get((contender, name))),
         num_gradients=timed.num_gradients,
-        milliseconds_per_sgd_step=None,
         params=sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
-        temporary_copies_of_params=round(
+        temporary_copies=round(
             (timed.temporary_bytes - baseline.temporary_bytes) / params_bytes, 2
         ),
         state_bytes=timed.state_bytes,
+    )
+
+
+@pytest.mark.parametrize("name", ["mnistfc", "lenet"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("algorithm", ["SGD", "Entropy-SGD"])
+def test_pytorch(paired, algorithm, compiled, name):
+    pytest.importorskip("torch")
+    import torch_rival
+
+    make = {"SGD": torch_rival.sgd_steps, "Entropy-SGD": torch_rival.outer_steps}
+    problem, baseline = yardstick(name)
+    paired(
+        make[algorithm](name, 128, compiled=compiled),
+        baseline.run,
+        scale=baseline.num_gradients / NUM_STEPS,
+        group="seconds per gradient over SGD's",
+        model=name,
+        batch=problem.batch,
+        baseline_gradients=baseline.num_gradients,
+        contender=f"PyTorch {algorithm}, {'compiled' if compiled else 'eager'}",
+        goal=None,
+    )
+
+
+def test_compile_time(paired):
+    problem, _ = yardstick("mnistfc")
+    paired(
+        compilation(problem, 100),
+        compilation(problem, 5),
+        group="seconds to compile",
+        model="mnistfc",
+        contender="L = 100 over L = 5",
+        goal=1.2,
+    )
+
+
+def test_scan_over_outer_steps(paired):
+    problem, _ = yardstick("mnistfc-64")
+    paired(
+        whole_outer_step(problem, outer_steps=100, one_scan=True).run,
+        whole_outer_step(problem, outer_steps=100).run,
+        group="seconds for 100 outer steps",
+        model="mnistfc-64",
+        contender="one lax.scan over 100 jitted calls",
+        goal=1.0,
     )

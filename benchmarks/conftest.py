@@ -8,7 +8,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import jax
@@ -98,16 +97,9 @@ def paired(benchmark) -> Callable[..., float]:
             ratio=round(ratio, 4),
             quartiles=[round(float(q), 4) for q in np.quantile(ratios, [0.25, 0.75])],
             rounds=rounds,
-            seconds=round(statistics.median(targets), 6),
+            target_ms=round(1e3 * statistics.median(targets), 3),
+            baseline_ms=round(1e3 * statistics.median(baselines), 3),
         )
         return ratio
 
     return measure
-
-
-@pytest.fixture
-def problem_of() -> Callable[[str], Any]:
-    """Make each problem once for a whole run."""
-    import problems
-
-    return cache(problems.make)

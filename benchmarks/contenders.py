@@ -38,13 +38,12 @@ def entropy_sgd(opaque_mode: bool, carry_init: Any = None, **kwargs: Any):
     return eo.entropy_sgd(
         1.0,
         gamma=eo.exponential_scoping(1e-4, 1e-3),
-        num_steps=NUM_STEPS,
         step_size=RATE,
         temperature=5e-9,
         momentum=0.9,
         opaque_mode=opaque_mode,
         carry_init=carry_init,
-        **kwargs,
+        **{"num_steps": NUM_STEPS, **kwargs},
     )
 
 
@@ -65,7 +64,15 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def one_per_call(problem: Problem, tx: Any, *, num_gradients: int = 1, calls: int = 1):
+def one_per_call(
+    problem: Problem,
+    tx: Any,
+    *,
+    num_gradients: int = 1,
+    calls: int = 1,
+    start: Callable[[Any], Any] = lambda params: params,
+    at: Callable[[Any], Any] = lambda params: params,
+) -> Contender:
     """One jitted update on one batch per call: SGD, and all that looks like it.
 
     Args:
@@ -73,6 +80,8 @@ def one_per_call(problem: Problem, tx: Any, *, num_gradients: int = 1, calls: in
       tx: the optimizer.
       num_gradients: what each call spends, more than 1 for SAM.
       calls: calls per run, over the problem's batches in turn.
+      start: makes what is trained from the params, Lookahead's pair of them say.
+      at: where to take the gradient, from what is trained.
 
     Returns:
       The contender.
@@ -91,7 +100,7 @@ def one_per_call(problem: Problem, tx: Any, *, num_gradients: int = 1, calls: in
                 params, batch_stats, batch, key
             )
 
-        (loss, new_stats), grads = value_and_grad(params)
+        (loss, new_stats), grads = value_and_grad(at(params))
         extra: dict[str, Any] = {}
         if num_gradients > 1:
             extra["grad_fn"] = lambda params, i: value_and_grad(params)[1]
@@ -99,7 +108,9 @@ def one_per_call(problem: Problem, tx: Any, *, num_gradients: int = 1, calls: in
         return optax.apply_updates(params, updates), new_stats, opt_state, loss
 
     tx = optax.with_extra_args_support(tx)
-    params, batch_stats = jax.tree.map(jnp.copy, (problem.params, problem.batch_stats))
+    params, batch_stats = jax.tree.map(
+        jnp.copy, (start(problem.params), problem.batch_stats)
+    )
     opt_state = jax.jit(tx.init)(params)
     rng_key = jax.random.key(2)
     number = jnp.zeros([], jnp.int32)
@@ -125,29 +136,57 @@ def one_per_call(problem: Problem, tx: Any, *, num_gradients: int = 1, calls: in
     )
 
 
-def whole_outer_step(problem: Problem, **kwargs: Any) -> Contender:
-    """One call of the Flax helper: an outer step of NUM_STEPS gradients."""
+def _outer_step(problem: Problem, **kwargs: Any) -> tuple[Callable, TrainState]:
+    """Return the Flax helper's step, not yet jitted, and its first state."""
     carry = linen_carry(problem.batch_stats)
-    params = jax.tree.map(jnp.copy, problem.params)
     state = TrainState.create(
         apply_fn=None,  # pyright: ignore[reportArgumentType]  # the loss calls the model
-        params=params,
+        params=jax.tree.map(jnp.copy, problem.params),
         tx=entropy_sgd(True, carry, **kwargs),
         batch_stats=problem.batch_stats,
         rng_key=2,
     )
-    step = jax.jit(linen_train_step(problem.loss_fn), donate_argnums=0)
-    compiled = step.lower(state, problem.batches).compile()
+    return linen_train_step(problem.loss_fn), state
+
+
+def whole_outer_step(
+    problem: Problem, *, outer_steps: int = 1, one_scan: bool = False, **kwargs: Any
+) -> Contender:
+    """Outer steps of NUM_STEPS gradients: one in a call, or all in one `lax.scan`."""
+    step, state = _outer_step(problem, **kwargs)
+
+    def scanned(state, batches):
+        once = lambda state, _: step(state, batches)
+        state, metrics = jax.lax.scan(once, state, length=outer_steps)
+        return state, jax.tree.map(lambda leaf: leaf[-1], metrics)
+
+    jitted = jax.jit(scanned if one_scan else step, donate_argnums=0)
+    compiled = jitted.lower(state, problem.batches).compile()
     state_bytes = _bytes(state.opt_state)
 
     def run():
         nonlocal state
-        state, metrics = compiled(state, problem.batches)
+        for _ in range(1 if one_scan else outer_steps):
+            state, metrics = compiled(state, problem.batches)
         jax.block_until_ready((state, metrics))
 
     return Contender(
         run,
-        NUM_STEPS,
+        outer_steps * NUM_STEPS,
         compiled.memory_analysis().temp_size_in_bytes,
         state_bytes,
     )
+
+
+def compilation(problem: Problem, num_steps: int) -> Callable[[], Any]:
+    """Return a function which traces and compiles an outer step of L = num_steps."""
+
+    def compile_anew():
+        batches = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf[:1], (num_steps, *leaf.shape[1:])),
+            problem.batches,
+        )
+        step, state = _outer_step(problem, num_steps=num_steps)
+        return jax.jit(step, donate_argnums=0).lower(state, batches).compile()
+
+    return compile_anew

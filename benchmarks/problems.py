@@ -77,6 +77,10 @@ def make(name: str) -> Problem:
     """Return a problem by its name; on a CPU the two largest have smaller batches."""
     on_cpu = jax.default_backend() == "cpu"
     return {
+        # So small that the calls themselves take a good part of the time.
+        "mnistfc-64": lambda: _images(
+            "mnistfc-64", MnistFC(features=64), 128, (28, 28, 1)
+        ),
         "mnistfc": lambda: _images("mnistfc", MnistFC(), 128, (28, 28, 1)),
         "lenet": lambda: _images("lenet", LeNet(), 128, (28, 28, 1)),
         "allcnn": lambda: _images(

@@ -26,7 +26,7 @@ def entropy_sgd(
     weight_decay: float | jax.Array = 0.0,
     mean_decay: ScalarOrSchedule = 0.75,
     opaque_mode: bool = False,
-    noise: Noise = "gaussian",
+    noise: Noise = "rademacher",
     key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
@@ -81,7 +81,8 @@ def entropy_sgd(
       mean_decay: weight of the old mean, a number or a function of the inner step.
       opaque_mode: whether one update is a whole outer step, which needs ``grad_fn``;
         see :func:`entropy_optax.local_entropy`.
-      noise: ``"gaussian"``, the cheaper ``"rademacher"``, or a function.
+      noise: ``"rademacher"`` (random signs), ``"gaussian"``, or a function; see
+        :func:`entropy_optax.add_langevin_noise`.
       key: typed PRNG key or integer seed of the noise.
       carry_init: first carry for ``grad_fn`` in ``opaque_mode``.
       skip_nonfinite: whether gradients that are not finite are skipped.
@@ -140,7 +141,7 @@ def entropy_adam(
     weight_decay: float | jax.Array = 0.0,
     mean_decay: ScalarOrSchedule = 0.75,
     opaque_mode: bool = False,
-    noise: Noise = "gaussian",
+    noise: Noise = "rademacher",
     key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
@@ -164,7 +165,8 @@ def entropy_adam(
       weight_decay: added to each inner gradient, before the momentum.
       mean_decay: weight of the old mean, a number or a function of the inner step.
       opaque_mode: whether one update is a whole outer step, which needs ``grad_fn``.
-      noise: ``"gaussian"``, the cheaper ``"rademacher"``, or a function.
+      noise: ``"rademacher"`` (random signs), ``"gaussian"``, or a function; see
+        :func:`entropy_optax.add_langevin_noise`.
       key: typed PRNG key or integer seed of the noise.
       carry_init: first carry for ``grad_fn`` in ``opaque_mode``.
       skip_nonfinite: whether gradients that are not finite are skipped.
