@@ -79,7 +79,7 @@ def make(name: str) -> Problem:
     return {
         # So small that the calls themselves take a good part of the time.
         "mnistfc-64": lambda: _images(
-            "mnistfc-64", MnistFC(features=64), 128, (28, 28, 1)
+            "mnistfc-64", MnistFC(features=(64, 64)), 128, (28, 28, 1)
         ),
         "mnistfc": lambda: _images("mnistfc", MnistFC(), 128, (28, 28, 1)),
         "lenet": lambda: _images("lenet", LeNet(), 128, (28, 28, 1)),

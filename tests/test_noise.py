@@ -152,12 +152,16 @@ def moves(sampler: Any, opaque_mode: bool, **options: Any) -> np.ndarray:
 
 
 SAMPLERS = {
-    "sgld": lambda: eo.sgld(0.5, temperature=1.0, momentum=0.9, key=7),
+    "sgld": lambda: eo.sgld(
+        0.5, temperature=1.0, momentum=0.9, noise="gaussian", key=7
+    ),
     "add_noise": lambda: optax.chain(
         optax.scale(-0.1), eo.add_scope_pull(), optax.add_noise(1.0, 0.0, 7)
     ),
     "noisy_sgd": lambda: optax.noisy_sgd(0.1, 1.0, 0.0, 7),
-    "legacy": lambda: eo.sgld(0.5, temperature=1.0, key=jax.random.PRNGKey(7)),
+    "legacy": lambda: eo.sgld(
+        0.5, temperature=1.0, noise="gaussian", key=jax.random.PRNGKey(7)
+    ),
 }
 
 
@@ -173,7 +177,7 @@ def test_noise_is_fresh_in_every_outer_step(name, opaque_mode):
 @pytest.mark.parametrize("opaque_mode", MODES)
 def test_reset_does_not_touch_the_noise(opaque_mode):
     """With and without reset, the draws are those of the sampler alone."""
-    sampler = eo.sgld(0.5, temperature=1.0, key=7)
+    sampler = eo.sgld(0.5, temperature=1.0, noise="gaussian", key=7)
     expected = langevin_draws(jnp.zeros(5), 3, 2, key=7).sum(1)
     for reset in (True, False):
         out = moves(sampler, opaque_mode, reset_sampler=reset)
