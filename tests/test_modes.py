@@ -296,3 +296,33 @@ def test_extra_args_reach_the_sampler_and_what_comes_after(opaque):
     base, doubled, boosted = jax.jit(lambda e: jax.lax.map(moved, e))(extras)
     np.testing.assert_allclose(doubled, 2 * base, rtol=1e-5)
     assert jnp.linalg.norm(boosted) > 2 * jnp.linalg.norm(base)
+
+
+def unroll_of(compute, unroll) -> int:
+    """Return how many inner steps the body of the scan of L = 4 holds."""
+    tx = eo.scale_by_local_entropy(eo.sgld(0.1), 4, 0.1, unroll=unroll)
+    grad_fn = jax.grad(lambda p, i: jnp.sum(compute(p)))
+    update = lambda p: tx.update(p, tx.init(p), p, grad_fn=grad_fn)[0]
+    jaxpr = jax.make_jaxpr(update)(jnp.ones((3, 3, 1, 1)))
+    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    return int(scan.params["unroll"])
+
+
+def test_unroll_auto_unrolls_convolutions_on_a_cpu(monkeypatch):
+    """Found under jit and remat too; elsewhere, or where asked to, the loop stays."""
+    images = jnp.ones((1, 8, 8, 1))
+
+    @jax.checkpoint
+    @jax.jit
+    def convolve(kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert unroll_of(convolve, "auto") == 3
+    assert unroll_of(convolve, False) == 1
+    assert unroll_of(jnp.square, "auto") == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert unroll_of(convolve, "auto") == 1

@@ -7,7 +7,7 @@ In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`
 import flax.linen as nn
 import jax
 
-from entropy_optax.experiments._convolution import conv_general_dilated, max_pool
+from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
 
 
 class MnistFC(nn.Module):

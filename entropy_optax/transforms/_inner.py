@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.typing import ArrayLike, DTypeLike
 
 from entropy_optax._arguments import ScalarOrSchedule, at_step, copy, like_leaf
@@ -182,3 +184,20 @@ def init_sampler(
 ) -> optax.OptState:
     """Return the sampler's first state, sharing no buffer with params or keys."""
     return copy(sampler.init(params))
+
+
+def convolves(body: Callable[[Any, Any], Any], loop: Any, xs: Any) -> bool:
+    """Return whether the body of a scan holds one of XLA's convolutions."""
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    return _has_convolution(jax.make_jaxpr(body)(loop, first).jaxpr)
+
+
+def _has_convolution(jaxpr: Jaxpr) -> bool:
+    is_jaxpr = lambda value: isinstance(value, Jaxpr | ClosedJaxpr)
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for value in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+            if is_jaxpr(value) and _has_convolution(getattr(value, "jaxpr", value)):
+                return True
+    return False

@@ -22,6 +22,7 @@ from entropy_optax.transforms._checks import check_batches, checked_carry, safe_
 from entropy_optax.transforms._inner import (
     Cycle,
     InnerState,
+    convolves,
     init_sampler,
     inner_step,
     is_finite,
@@ -130,7 +131,12 @@ def scale_by_local_entropy(
       skip_nonfinite: whether an inner gradient with a NaN or an infinity leaves x', mu,
         the sampler and the carry as they were, and is only counted. (The carry of the
         first gradient is the caller's to judge.)
-      unroll: as in ``jax.lax.scan``; ``"auto"`` keeps the loop rolled.
+      unroll: as in ``jax.lax.scan``. ``"auto"`` keeps the loop rolled, but unrolls it
+        whole where the gradient holds one of XLA's convolutions and the backend is a
+        CPU, which runs those several times slower in a loop. Compile time then grows
+        with L; False keeps the loop, and
+        :mod:`entropy_optax.experiments.convolution` has a convolution that needs
+        no unrolling.
 
     Returns:
       A transformation with the state :class:`ScaleByLocalEntropyState`.
@@ -264,12 +270,15 @@ def scale_by_local_entropy(
 
         grads = optax.tree.cast_like(updates, position)
         if num_steps > 1:
-            (grads, position, inner, carry), _ = jax.lax.scan(
-                body,
-                (grads, position, inner, carry),
-                (jnp.arange(1, num_steps), batches),
-                unroll=1 if unroll == "auto" else unroll,
-            )
+            loop = (grads, position, inner, carry)
+            xs = (jnp.arange(1, num_steps), batches)
+            if unroll == "auto":
+                # XLA:CPU's convolutions are several times slower in a rolled loop.
+                unrolled = jax.default_backend() == "cpu" and convolves(body, loop, xs)
+            else:
+                unrolled = unroll
+            loop, _ = jax.lax.scan(body, loop, xs, unroll=unrolled)
+            grads, position, inner, carry = loop
         position, inner = advance(grads, position, inner, num_steps - 1)
 
         direction = optax.tree.sub(anchor, inner.mean)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from entropy_optax.experiments import _convolution
-from entropy_optax.experiments._convolution import conv_general_dilated, max_pool
+from entropy_optax.experiments import convolution
+from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
 from entropy_optax.experiments.language_models import CharLSTM, Transformer
 from entropy_optax.experiments.models import MODELS
 
@@ -113,27 +113,39 @@ def test_dropout_and_statistics_in_training_only(name):
 
 
 @pytest.mark.parametrize(
-    ("image", "kernel", "strides", "padding"),
+    ("image", "kernel", "strides", "padding", "dilations"),
     [
-        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "VALID"),
-        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "SAME"),
-        ((2, 9, 8, 3), (5, 4, 3, 4), (2, 3), "VALID"),
-        ((1, 7, 7, 1), (3, 2, 1, 2), (2, 3), "SAME"),
-        ((1, 7, 7, 1), (3, 2, 1, 2), (1, 2), ((2, 0), (1, 3))),
-        ((2, 5, 6, 2), (2, 1, 2, 3), (2, 1), ((0, 0), (-1, 0))),
-        ((2, 5, 6, 2), (1, 1, 2, 3), (3, 2), "SAME"),
+        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "VALID", (None, None)),
+        ((2, 9, 8, 3), (5, 5, 3, 4), (1, 1), "SAME", ((1, 1), (1, 1))),
+        ((2, 9, 8, 3), (5, 4, 3, 4), (2, 3), "VALID", (None, None)),
+        ((1, 7, 7, 1), (3, 2, 1, 2), (2, 3), "SAME", (None, None)),
+        ((1, 7, 7, 1), (3, 2, 1, 2), (1, 2), ((2, 0), (1, 3)), (None, None)),
+        ((2, 5, 6, 2), (2, 1, 2, 3), (2, 1), ((0, 0), (-1, 0)), (None, None)),
+        ((2, 5, 6, 2), (1, 1, 2, 3), (3, 2), "SAME", (None, None)),
+        ((2, 9, 8, 3), (3, 2, 3, 4), (1, 1), "SAME", (None, (2, 3))),
+        ((2, 9, 8, 3), (3, 3, 3, 4), (2, 1), "VALID", (None, (3, 1))),
+        ((2, 5, 4, 3), (3, 3, 3, 4), (1, 1), ((2, 2), (1, 2)), ((2, 3), None)),
+        ((2, 5, 4, 3), (3, 2, 3, 4), (2, 3), ((1, 2), (-1, 4)), ((3, 2), (2, 2))),
     ],
 )
-def test_convolution_equals_xla(image, kernel, strides, padding):
+def test_convolution_equals_xla(image, kernel, strides, padding, dilations):
     keys = jax.random.split(jax.random.key(0), 3)
     lhs, rhs = jax.random.normal(keys[0], image), jax.random.normal(keys[1], kernel)
 
     def ours(lhs, rhs):
-        return conv_general_dilated(lhs, rhs, strides, padding, (1, 1), (1, 1), NHWC)
+        return conv_general_dilated(
+            lhs, rhs, strides, padding, dilations[0], dilations[1], NHWC
+        )
 
     def xla(lhs, rhs):
         return lax.conv_general_dilated(
-            lhs, rhs, strides, padding, dimension_numbers=NHWC
+            lhs,
+            rhs,
+            strides,
+            padding,
+            lhs_dilation=dilations[0],
+            rhs_dilation=dilations[1],
+            dimension_numbers=NHWC,
         )
 
     @jax.jit
@@ -161,7 +173,7 @@ def test_convolution_inside_flax():
 
 def test_convolution_is_xlas_elsewhere(monkeypatch):
     lhs, rhs = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 1))
-    monkeypatch.setattr(_convolution.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(convolution.jax, "default_backend", lambda: "tpu")
     jaxpr = jax.make_jaxpr(lambda a, b: conv_general_dilated(a, b, (1, 1), "SAME"))
     names = [equation.primitive.name for equation in jaxpr(lhs, rhs).eqns]
     assert names == ["conv_general_dilated"]
@@ -170,8 +182,8 @@ def test_convolution_is_xlas_elsewhere(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"lhs_dilation": (2, 1)}, NotImplementedError, "lhs_dilation"),
-        ({"rhs_dilation": (1, 2)}, NotImplementedError, "rhs_dilation"),
+        ({"lhs_dilation": (2, 1)}, NotImplementedError, "padding: got 'VALID'"),
+        ({"rhs_dilation": (1, 4)}, ValueError, "3 x 9 is larger"),
         ({"feature_group_count": 2}, NotImplementedError, "feature_group_count"),
         (
             {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "rhs": (6, 6, 2, 2)},

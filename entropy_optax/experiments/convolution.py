@@ -3,7 +3,9 @@
 XLA's CPU backend runs a convolution's gradient in the body of a `while` loop tens
 of times slower than a matrix product of the same size, and the whole inner loop of
 Entropy-SGD is such a body. Here a convolution is shifted slices, two
-concatenations and one matrix product: the same numbers up to rounding.
+concatenations and one matrix product: the same numbers up to rounding. Hand it to
+your own model with `nn.Conv(..., conv_general_dilated=conv_general_dilated)`, in linen
+as in nnx.
 """
 
 import jax
@@ -34,8 +36,8 @@ def conv_general_dilated(
       rhs: kernel, `[kernel height, kernel width, channels, features]`.
       window_strides: two positive integers.
       padding: `"SAME"`, `"VALID"` or a `(low, high)` pair for height and for width.
-      lhs_dilation: None or ones.
-      rhs_dilation: None or ones.
+      lhs_dilation: two positive integers, the spacing of the pixels; None for ones.
+      rhs_dilation: two positive integers, the spacing of the kernel's entries.
       dimension_numbers: must mean NHWC, HWIO, NHWC.
       feature_group_count: must be 1.
       precision: as in `jax.lax.dot_general`.
@@ -44,47 +46,64 @@ def conv_general_dilated(
       The convolved images, `[batch, out height, out width, features]`.
 
     Raises:
-      NotImplementedError: if a dilation, groups or another layout is asked for.
+      NotImplementedError: if groups, another layout, or named padding of dilated
+        images is asked for.
       ValueError: if ranks or channels do not fit, or the kernel is larger than the
         padded image.
     """
-    _check(lhs, rhs, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
+    _check(lhs, rhs, dimension_numbers, feature_group_count)
+    spacing = tuple(lhs_dilation or (1, 1))
+    dilation_h, dilation_w = rhs_dilation or (1, 1)
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(
             lhs,
             rhs,
             window_strides,
             padding,
+            lhs_dilation=spacing,
+            rhs_dilation=(dilation_h, dilation_w),
             dimension_numbers=_NHWC,
             precision=precision,
         )
     kernel_h, kernel_w, channels, features = rhs.shape
+    # What the kernel spans, with the gaps between its entries.
+    span_h, span_w = (kernel_h - 1) * dilation_h + 1, (kernel_w - 1) * dilation_w + 1
     stride_h, stride_w = window_strides
     if isinstance(padding, str):
+        if spacing != (1, 1):
+            raise NotImplementedError(
+                f"padding: got {padding!r}, dilated images need (low, high) pairs"
+            )
         padding = lax.padtype_to_pads(
-            lhs.shape[1:3], (kernel_h, kernel_w), window_strides, padding
+            lhs.shape[1:3], (span_h, span_w), window_strides, padding
         )
-    if any(low or high for low, high in padding):
-        # Negative padding crops, which jnp.pad does not know.
-        edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    if spacing != (1, 1) or any(low or high for low, high in padding):
+        # Negative padding crops and gaps are filled, neither of which jnp.pad knows.
+        edges = [
+            (low, high, gap - 1)
+            for (low, high), gap in zip(padding, spacing, strict=True)
+        ]
+        edges = [(0, 0, 0), *edges, (0, 0, 0)]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
     _, height, width, _ = lhs.shape
-    if height < kernel_h or width < kernel_w:
+    if height < span_h or width < span_w:
         raise ValueError(
-            f"rhs: a kernel of {kernel_h} x {kernel_w} is larger than the padded image,"
+            f"rhs: a kernel of {span_h} x {span_w} is larger than the padded image,"
             f" {height} x {width}"
         )
-    out_h = (height - kernel_h) // stride_h + 1
-    out_w = (width - kernel_w) // stride_w + 1
+    out_h = (height - span_h) // stride_h + 1
+    out_w = (width - span_w) // stride_w + 1
     # Columns first, rows second: the second concatenation then copies runs of
     # kernel_w * channels numbers, and 10 copies are made instead of 25 for 5 x 5.
     end_w = (out_w - 1) * stride_w + 1
     columns = jnp.concatenate(
-        [lhs[:, :, j : j + end_w : stride_w] for j in range(kernel_w)], axis=-1
+        [lhs[:, :, j : j + end_w : stride_w] for j in range(0, span_w, dilation_w)],
+        axis=-1,
     )
     end_h = (out_h - 1) * stride_h + 1
     patches = jnp.concatenate(
-        [columns[:, i : i + end_h : stride_h] for i in range(kernel_h)], axis=-1
+        [columns[:, i : i + end_h : stride_h] for i in range(0, span_h, dilation_h)],
+        axis=-1,
     )
     out = jnp.matmul(
         patches.reshape(-1, kernel_h * kernel_w * channels),
@@ -121,12 +140,7 @@ def max_pool(images: jax.Array, size: int) -> jax.Array:
     return windows.max(axis=(2, 4))
 
 
-def _check(lhs, rhs, lhs_dilation, rhs_dilation, dimension_numbers, groups) -> None:
-    for name, dilation in (("lhs", lhs_dilation), ("rhs", rhs_dilation)):
-        if dilation is not None and any(d != 1 for d in dilation):
-            raise NotImplementedError(
-                f"{name}_dilation: got {dilation}, only ones work"
-            )
+def _check(lhs, rhs, dimension_numbers, groups) -> None:
     if groups != 1:
         raise NotImplementedError(f"feature_group_count: got {groups}, only 1 works")
     if lhs.ndim != 4 or rhs.ndim != 4:
