@@ -115,21 +115,22 @@ def take_gradients(
             f"carry_init={carry_helper}, got None."
         )
 
-    def grad_fn(params: optax.Params, batch: Any, carry: Any) -> tuple[Any, Any]:
+    def grad_fn(params: optax.Params, i: Any, carry: Any) -> tuple[Any, Any]:
+        batch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), batches
+        )
         (loss, new), grads = value_and_grad(params, carry[state_name], batch)
         total = carry["loss"] + jnp.asarray(loss, jnp.float32)
         return grads, {state_name: new, "loss": total}
 
-    first, rest = (
-        jax.tree.map(lambda leaf: leaf[0], batches),
-        jax.tree.map(lambda leaf: leaf[1:], batches),
-    )
     start = {state_name: model_state, "loss": jnp.zeros([], jnp.float32)}
-    grads, carry = grad_fn(params, first, start)
+    grads, carry = grad_fn(params, 0, start)
     update = optax.with_extra_args_support(tx).update
+    # Numbers in the batches' place: batches[1:] would be a second copy of the data.
+    numbers = jnp.arange(1, length)
     try:
         updates, opt_state = update(
-            grads, opt_state, params, grad_fn=grad_fn, batches=rest, carry=carry
+            grads, opt_state, params, grad_fn=grad_fn, batches=numbers, carry=carry
         )
     except ValueError as error:
         if str(error).startswith("batches"):
