@@ -231,6 +231,7 @@ def scale_by_local_entropy(
         )
 
         def advance(grads, position, inner, k):
+            grads = optax.tree.cast_like(grads, position)
             moves, inner = inner_step(
                 inner_chain,
                 mean_decay,
@@ -265,10 +266,11 @@ def scale_by_local_entropy(
                         new_carry,
                         carry,
                     )
-            grads = optax.tree.cast_like(grads, position)
+            # The first gradient's dtype: bfloat16 stays so in the loop's memory.
+            grads = optax.tree.cast_like(grads, updates)
             return (grads, position, inner, new_carry), None
 
-        grads = optax.tree.cast_like(updates, position)
+        grads = updates
         if num_steps > 1:
             loop = (grads, position, inner, carry)
             xs = (jnp.arange(1, num_steps), batches)
