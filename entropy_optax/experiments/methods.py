@@ -105,6 +105,7 @@ def make_optimizer(
             weight_decay=traced["weight_decay"],
             mean_decay=static["mean_decay"],
             opaque_mode=True,
+            noise="gaussian",  # the paper's
             key=key,
             carry_init=carry_init,
         )
