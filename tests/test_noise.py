@@ -10,6 +10,7 @@ import pytest
 from _problems import MODES, langevin_draws, run, strict
 
 import entropy_optax as eo
+from entropy_optax.samplers._noise import _bits
 
 NOISES = ("gaussian", "rademacher")
 THRESHOLD = 4.5
@@ -298,3 +299,16 @@ def test_alone_its_schedules_count_its_own_steps():
 def test_errors(args, options, message):
     with pytest.raises(ValueError, match=message):
         eo.add_langevin_noise(*args, **options)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 58_753])
+def test_the_words_are_those_of_jax_random(size):
+    key = jax.random.key(size)
+    words = jax.jit(_bits, static_argnums=1)(key, size)
+    np.testing.assert_array_equal(words, jax.random.bits(key, (size,), jnp.uint32))
+
+
+def test_another_generator_gives_its_own_words():
+    words = _bits(jax.random.key(3, impl="rbg"), 100)
+    expected = jax.random.bits(jax.random.key(3, impl="rbg"), (100,), jnp.uint32)
+    np.testing.assert_array_equal(words, expected)
