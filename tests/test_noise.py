@@ -10,7 +10,7 @@ import pytest
 from _problems import MODES, langevin_draws, run, strict
 
 import entropy_optax as eo
-from entropy_optax.samplers._noise import _bits
+from entropy_optax.samplers._noise import _bits, _normal
 
 NOISES = ("gaussian", "rademacher")
 THRESHOLD = 4.5
@@ -312,3 +312,13 @@ def test_another_generator_gives_its_own_words():
     words = _bits(jax.random.key(3, impl="rbg"), 100)
     expected = jax.random.bits(jax.random.key(3, impl="rbg"), (100,), jnp.uint32)
     np.testing.assert_array_equal(words, expected)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7, 9), (3, 1001)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gaussian_draws_are_those_of_jax(shape, dtype):
+    drawn, expected = (
+        jax.jit(draw, static_argnums=(1, 2))(jax.random.key(3), shape, dtype)
+        for draw in (_normal, jax.random.normal)
+    )
+    np.testing.assert_array_equal(drawn, expected)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Noise = (
@@ -45,6 +46,19 @@ def packed_signs(key: jax.Array, tree: Any) -> Any:
     return jax.tree.unflatten(treedef, signs)
 
 
+def _normal(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Return ``jax.random.normal(key, shape, dtype)`` from the words of `_bits`."""
+    if dtype != jnp.float32:
+        return jax.random.normal(key, shape, dtype)
+    words = _bits(key, math.prod(shape)).reshape(shape)
+    # 23 bits of mantissa make a float in [1, 2), and that one in the open (-1, 1).
+    one = np.float32(1)
+    floats = jax.lax.bitcast_convert_type(words >> 9 | one.view(np.uint32), dtype)
+    lowest = np.nextafter(-one, one)
+    uniform = jnp.maximum(lowest, (floats - one) * (one - lowest) + lowest)
+    return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
 def _bits(key: jax.Array, size: int) -> jax.Array:
     """Return ``jax.random.bits(key, (size,), jnp.uint32)``, faster on a CPU.
 
@@ -52,7 +66,8 @@ def _bits(key: jax.Array, size: int) -> jax.Array:
     five times. Written out, they stay in the registers.
     """
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
-    if jax.default_backend() != "cpu" or not threefry:
+    partitionable = jax.threefry_partitionable.value
+    if not (jax.default_backend() == "cpu" and threefry and partitionable):
         return jax.random.bits(key, (size,), jnp.uint32)
     key_data = jax.random.key_data(key)
     # Two halves in a loop, for XLA would fuse a single expression into every reader of
@@ -106,7 +121,7 @@ def _unpack(words: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 _NOISES = {
-    "gaussian": partial(optax.tree.random_like, sampler=jax.random.normal),
+    "gaussian": partial(optax.tree.random_like, sampler=_normal),
     "rademacher": packed_signs,
 }
 
