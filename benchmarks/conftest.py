@@ -14,6 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+# Else PyTorch's threads spin for a while after each of its turns, and slow JAX's down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROUNDS = 20
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "torch", "entropy-optax")
 

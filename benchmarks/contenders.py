@@ -24,12 +24,15 @@ class Contender(NamedTuple):
       run: spends ``num_gradients``, and returns when they are done.
       num_gradients: gradients per run.
       temporary_bytes: XLA's own count of temporary memory, per compiled call.
+      bytes_accessed: XLA's own count of what a compiled call reads and writes, a loop's
+        body counted once.
       state_bytes: of the optimizer's state between two calls.
     """
 
     run: Callable[[], None]
     num_gradients: int
     temporary_bytes: int
+    bytes_accessed: float
     state_bytes: int
 
 
@@ -39,11 +42,10 @@ def entropy_sgd(opaque_mode: bool, carry_init: Any = None, **kwargs: Any):
         1.0,
         gamma=eo.exponential_scoping(1e-4, 1e-3),
         step_size=RATE,
-        temperature=5e-9,
         momentum=0.9,
         opaque_mode=opaque_mode,
         carry_init=carry_init,
-        **{"num_steps": NUM_STEPS, **kwargs},
+        **{"num_steps": NUM_STEPS, "temperature": 5e-9, **kwargs},
     )
 
 
@@ -132,11 +134,12 @@ def one_per_call(
         run,
         calls * num_gradients,
         compiled.memory_analysis().temp_size_in_bytes,
+        compiled.cost_analysis()["bytes accessed"],
         _bytes(opt_state),
     )
 
 
-def _outer_step(problem: Problem, **kwargs: Any) -> tuple[Callable, TrainState]:
+def outer_step(problem: Problem, **kwargs: Any) -> tuple[Callable, TrainState]:
     """Return the Flax helper's step, not yet jitted, and its first state."""
     carry = linen_carry(problem.batch_stats)
     state = TrainState.create(
@@ -153,7 +156,7 @@ def whole_outer_step(
     problem: Problem, *, outer_steps: int = 1, one_scan: bool = False, **kwargs: Any
 ) -> Contender:
     """Outer steps of NUM_STEPS gradients: one in a call, or all in one `lax.scan`."""
-    step, state = _outer_step(problem, **kwargs)
+    step, state = outer_step(problem, **kwargs)
 
     def scanned(state, batches):
         once = lambda state, _: step(state, batches)
@@ -174,11 +177,12 @@ def whole_outer_step(
         run,
         outer_steps * NUM_STEPS,
         compiled.memory_analysis().temp_size_in_bytes,
+        compiled.cost_analysis()["bytes accessed"],
         state_bytes,
     )
 
 
-def compilation(problem: Problem, num_steps: int) -> Callable[[], Any]:
+def compilation(problem: Problem, num_steps: int, **kwargs: Any) -> Callable[[], Any]:
     """Return a function which traces and compiles an outer step of L = num_steps."""
 
     def compile_anew():
@@ -186,7 +190,7 @@ def compilation(problem: Problem, num_steps: int) -> Callable[[], Any]:
             lambda leaf: jnp.broadcast_to(leaf[:1], (num_steps, *leaf.shape[1:])),
             problem.batches,
         )
-        step, state = _outer_step(problem, num_steps=num_steps)
+        step, state = outer_step(problem, num_steps=num_steps, **kwargs)
         return jax.jit(step, donate_argnums=0).lower(state, batches).compile()
 
     return compile_anew

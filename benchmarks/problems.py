@@ -73,22 +73,29 @@ def _text(name: str, model: Any, batch: int, length: int) -> Problem:
     return _problem(name, model, text[..., :-1], text[..., 1:], f"{batch} x {length}")
 
 
-def make(name: str) -> Problem:
+def make(name: str, batch: int | None = None) -> Problem:
     """Return a problem by its name; on a CPU the two largest have smaller batches."""
     on_cpu = jax.default_backend() == "cpu"
+    mnist, cifar = (28, 28, 1), (32, 32, 3)
     return {
         # So small that the calls themselves take a good part of the time.
         "mnistfc-64": lambda: _images(
-            "mnistfc-64", MnistFC(features=(64, 64)), 128, (28, 28, 1)
+            "mnistfc-64", MnistFC(features=(64, 64)), batch or 128, mnist
         ),
-        "mnistfc": lambda: _images("mnistfc", MnistFC(), 128, (28, 28, 1)),
-        "lenet": lambda: _images("lenet", LeNet(), 128, (28, 28, 1)),
+        "mnistfc": lambda: _images("mnistfc", MnistFC(), batch or 128, mnist),
+        "lenet": lambda: _images("lenet", LeNet(), batch or 128, mnist),
+        "lenet-xla": lambda: _images(
+            "lenet-xla",
+            LeNet(conv_general_dilated=jax.lax.conv_general_dilated),
+            batch or 128,
+            mnist,
+        ),
         "allcnn": lambda: _images(
-            "allcnn", AllCNN(), 8 if on_cpu else 128, (32, 32, 3)
+            "allcnn", AllCNN(), batch or (8 if on_cpu else 128), cifar
         ),
-        "char-lstm": lambda: _text("char-lstm", CharLSTM(), 128, 50),
+        "char-lstm": lambda: _text("char-lstm", CharLSTM(), batch or 128, 50),
         "transformer": lambda: _text(
-            "transformer", Transformer(), 4 if on_cpu else 64, 128
+            "transformer", Transformer(), batch or (4 if on_cpu else 64), 128
         ),
     }[name]()
 

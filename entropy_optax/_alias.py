@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -30,6 +30,7 @@ def entropy_sgd(
     key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
+    unroll: int | bool | Literal["auto"] = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Entropy-SGD: SGD on minus the local entropy of the loss.
 
@@ -86,6 +87,8 @@ def entropy_sgd(
       key: typed PRNG key or integer seed of the noise.
       carry_init: first carry for ``grad_fn`` in ``opaque_mode``.
       skip_nonfinite: whether gradients that are not finite are skipped.
+      unroll: unrolling of the inner loop in ``opaque_mode``; see
+        :func:`entropy_optax.scale_by_local_entropy`.
 
     Returns:
       The optimizer.
@@ -125,6 +128,7 @@ def entropy_sgd(
         opaque_mode=opaque_mode,
         carry_init=carry_init,
         skip_nonfinite=skip_nonfinite,
+        unroll=unroll,
     )
 
 
@@ -145,6 +149,7 @@ def entropy_adam(
     key: jax.Array | int = 0,
     carry_init: Any = None,
     skip_nonfinite: bool = False,
+    unroll: int | bool | Literal["auto"] = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Entropy-Adam: Adam on minus the local entropy of the loss.
 
@@ -170,6 +175,8 @@ def entropy_adam(
       key: typed PRNG key or integer seed of the noise.
       carry_init: first carry for ``grad_fn`` in ``opaque_mode``.
       skip_nonfinite: whether gradients that are not finite are skipped.
+      unroll: unrolling of the inner loop in ``opaque_mode``; see
+        :func:`entropy_optax.scale_by_local_entropy`.
 
     Returns:
       The optimizer.
@@ -209,6 +216,7 @@ def entropy_adam(
         opaque_mode=opaque_mode,
         carry_init=carry_init,
         skip_nonfinite=skip_nonfinite,
+        unroll=unroll,
     )
 
 

@@ -4,6 +4,8 @@ All are called as `model.apply(variables, images, train=bool, rngs=..., mutable=
 In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -51,10 +53,12 @@ class LeNet(nn.Module):
     Attributes:
       num_classes: number of outputs.
       dropout_rate: share of units dropped in training (0.25 in the paper).
+      conv_general_dilated: how to convolve, `jax.lax.conv_general_dilated` say.
     """
 
     num_classes: int = 10
     dropout_rate: float = 0.25
+    conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -74,7 +78,7 @@ class LeNet(nn.Module):
                 features,
                 (5, 5),
                 padding="VALID",
-                conv_general_dilated=conv_general_dilated,
+                conv_general_dilated=self.conv_general_dilated,
             )(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             # ReLU commutes with a maximum and has 9 (4) times less to do after it.

@@ -18,12 +18,12 @@ def loss_fn(params, batch_stats, batch, rng_key):
     return jnp.mean(batch**2), batch_stats
 
 
-def temporary_bytes(tx, remat):
-    params = [jnp.ones((WIDTH, WIDTH)) for _ in range(DEPTH)]
+def temporary_bytes(tx, remat, dtype):
+    params = [jnp.ones((WIDTH, WIDTH), dtype) for _ in range(DEPTH)]
     state = TrainState.create(apply_fn=loss_fn, params=params, tx=tx)
     loss = jax.checkpoint(loss_fn) if remat else loss_fn
     step = jax.jit(linen_train_step(loss), donate_argnums=0)
-    batches = jax.ShapeDtypeStruct((NUM_STEPS, BATCH, WIDTH), jnp.float32)
+    batches = jax.ShapeDtypeStruct((NUM_STEPS, BATCH, WIDTH), dtype)
     memory = step.lower(state, batches).compile().memory_analysis()
     if memory is None:
         pytest.skip("this backend does not count its memory")
@@ -31,13 +31,18 @@ def temporary_bytes(tx, remat):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_at_most_four_copies_of_the_params(remat):
-    """Over an SGD step: x', mu and the inner momentum, and one spare."""
-    sgd = temporary_bytes(optax.sgd(0.1, momentum=0.9, nesterov=True), remat)
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 4.0), ("bfloat16", 4.2)])
+def test_copies_of_the_params(dtype, limit, remat):
+    """Over an SGD step, in float32: x', mu and the inner momentum, and one spare.
+
+    With bfloat16 params the spare are x' and its gradient in bfloat16, and what a CPU
+    rounds in float32 comes on top: 4.05 copies were measured, and 4.17 with remat.
+    """
+    sgd = optax.sgd(0.1, momentum=0.9, nesterov=True)
     entropy_sgd = eo.entropy_sgd(
         1.0, num_steps=NUM_STEPS, opaque_mode=True, carry_init=linen_carry()
     )
-    ours = temporary_bytes(entropy_sgd, remat)
-    copies = (ours - sgd) / (4 * DEPTH * WIDTH**2)
+    ours, theirs = (temporary_bytes(tx, remat, dtype) for tx in (entropy_sgd, sgd))
+    copies = (ours - theirs) / (4 * DEPTH * WIDTH**2)
     # Three are live in the loop: fewer would mean that nothing was measured.
-    assert 2 < copies <= 4, copies
+    assert 2 < copies <= limit, copies

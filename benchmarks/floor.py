@@ -1,0 +1,130 @@
+"""How near the time of a step is to what this machine's memory allows.
+
+    python benchmarks/floor.py mnistfc
+
+counts the bytes that each step reads and writes, by XLA's own analysis, measures how
+many bytes a second go through a sum of arrays as large as the params, and adds the time
+of the bytes which SGD does not move to SGD's own time: no way of doing this arithmetic
+on leaves of that size is faster than that.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import problems
+from contenders import entropy_sgd, one_per_call, outer_step, sgd, whole_outer_step
+
+ROUNDS = 20
+
+
+def compiled_bytes(step: Callable, *args: Any, **jit_kwargs: Any) -> float:
+    compiled = jax.jit(step, **jit_kwargs).lower(*args).compile()
+    return compiled.cost_analysis()["bytes accessed"]
+
+
+def inner_step_bytes(problem: problems.Problem, **kwargs: Any) -> float:
+    """Return the bytes of one more inner step: those of L = 4 less those of L = 3."""
+
+    def outer_step_bytes(num_steps: int) -> float:
+        batches = jax.tree.map(lambda leaf: leaf[:num_steps], problem.batches)
+        step, state = outer_step(problem, num_steps=num_steps, unroll=True, **kwargs)
+        return compiled_bytes(step, state, batches, donate_argnums=0)
+
+    return outer_step_bytes(4) - outer_step_bytes(3)
+
+
+def within_a_cycle() -> optax.GradientTransformation:
+    """Return one gradient per call, compiled for a call which neither begins nor ends.
+
+    XLA counts the branches for the first and the last call of a cycle as well, so that
+    its count of the whole says little.
+    """
+    tx = entropy_sgd(opaque_mode=False)
+
+    def update(updates, state, params=None, **extra_args):
+        state = optax.tree.set(state, inner_count=1)
+        updates, state = tx.update(updates, state, params, **extra_args)
+        # Else the sum x' + u, taken for mu, would serve the loop's own x' + u as well.
+        return jax.lax.optimization_barrier(updates), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def streaming(params: Any) -> tuple[Callable[[], Any], int]:
+    """Return a sum of two trees like the params, in place, and the bytes it moves."""
+    add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+    to, other = jax.tree.map(jnp.copy, (params, params))
+
+    def run():
+        nonlocal to
+        for _ in range(20):
+            to = add(to, other)
+        jax.block_until_ready(to)
+
+    return run, 20 * 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def main(name: str) -> None:
+    problem = problems.make(name)
+    params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))
+    stream, stream_bytes = streaming(problem.params)
+    one_gradient = lambda tx: one_per_call(problem, tx, calls=20)
+    steps = {
+        "SGD": one_gradient(sgd()),
+        "Entropy-SGD": whole_outer_step(problem),
+        "Entropy-SGD, no noise": whole_outer_step(problem, temperature=0.0),
+        "Entropy-SGD, Gaussian noise": whole_outer_step(problem, noise="gaussian"),
+        "Entropy-SGD, one gradient per call": one_gradient(
+            entropy_sgd(opaque_mode=False)
+        ),
+        "the same without branches": one_gradient(within_a_cycle()),
+    }
+    moved = {
+        "SGD": steps["SGD"].bytes_accessed,
+        "Entropy-SGD": inner_step_bytes(problem),
+        "Entropy-SGD, no noise": inner_step_bytes(problem, temperature=0.0),
+        "Entropy-SGD, Gaussian noise": inner_step_bytes(problem, noise="gaussian"),
+        "the same without branches": steps["the same without branches"].bytes_accessed,
+    }
+    times: dict[str, list[float]] = {key: [] for key in (*steps, "stream")}
+    for _ in range(ROUNDS + 1):
+        times["stream"].append(seconds(stream))
+        for key, step in steps.items():
+            times[key].append(seconds(step.run) / step.num_gradients)
+    medians = {key: statistics.median(each[1:]) for key, each in times.items()}
+    rate = stream_bytes / medians["stream"]
+    print(
+        f"{name}: params of {params_bytes / 1e6:.2f} MB; {rate / 1e9:.1f} GB/s through "
+        f"a sum of arrays as large; medians of {ROUNDS} rounds in turn\n"
+    )
+    print("| step | bytes moved / bytes of the params | ms | ratio | floor |")
+    print("|---|---|---|---|---|")
+    base = medians["SGD"]
+    for key in steps:
+        shown = ["", ""]
+        if key in moved:
+            floor = 1 + max(0.0, moved[key] - moved["SGD"]) / rate / base
+            shown = [f"{moved[key] / params_bytes:.1f}", f"{floor:.2f}"]
+        print(
+            f"| {key} | {shown[0]} | {1e3 * medians[key]:.2f} | "
+            f"{medians[key] / base:.2f} | {shown[1]} |"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
