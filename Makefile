@@ -51,9 +51,9 @@ format: env  ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 .PHONY: test-slow
-test-slow: env  ## the slow tests; the result is kept in tests/slow_results.txt
+test-slow: env  ## the slow tests, one by one on idle cores; the result is kept in tests/slow_results.txt
 	@log=$$(mktemp); rc=0; \
-	$(BIN)/python -m pytest -m slow -n $(JOBS) -o timeout=1800 2>&1 | tee "$$log" || rc=$$?; \
+	$(BIN)/python -m pytest -m slow -o timeout=1800 2>&1 | tee "$$log" || rc=$$?; \
 	{ echo "Last run of the slow tests (make test-slow)."; \
 	  echo "date      $$(date -u +%Y-%m-%d)"; \
 	  $(BIN)/python -c 'import importlib.metadata as m, os, platform; \
@@ -64,12 +64,14 @@ test-slow: env  ## the slow tests; the result is kept in tests/slow_results.txt
 	} > tests/slow_results.txt; rm -f "$$log"; cat tests/slow_results.txt; exit $$rc
 
 RECORD ?= benchmarks/results/cpu.json
+ONLY ?= test
 
 .PHONY: bench
-bench: env  ## time a gradient against plain SGD's, on idle cores; keep RECORD (45 minutes)
+bench: env  ## time a gradient against plain SGD's, on idle cores; keep RECORD (20 minutes)
 	mkdir -p $(dir $(RECORD))
 	$(BIN)/python -m pytest benchmarks -o addopts= -o python_files='bench_*.py' \
-	  -o timeout=0 -o pythonpath=benchmarks --benchmark-only --benchmark-json=$(RECORD) \
+	  -o timeout=0 -o pythonpath=benchmarks -k '$(ONLY)' \
+	  --benchmark-only --benchmark-json=$(RECORD) \
 	  --benchmark-columns=median,rounds --quiet
 	$(BIN)/python benchmarks/table.py $(RECORD)
 

@@ -104,6 +104,7 @@ def test_seconds_per_gradient(paired, contender, name):
 
 @pytest.mark.parametrize("name", ["mnistfc", "lenet"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("algorithm", ["SGD", "Entropy-SGD"])
 def test_pytorch(paired, algorithm, compiled, name):
     pytest.importorskip("torch")
@@ -146,7 +147,7 @@ def test_unroll_for_convolutions_of_xla(paired, unroll):
         group="seconds per gradient with XLA's convolution over SGD's",
         model="lenet-xla",
         contender=f"unroll={unroll!r}",
-        goal=None if unroll is False else 1.05,
+        goal=None,
     )
 
 
@@ -163,13 +164,14 @@ def test_compile_time_of_an_unrolled_loop(paired):
     )
 
 
-def test_scan_over_outer_steps(paired):
-    problem, _ = yardstick("mnistfc-64")
+@pytest.mark.parametrize("name", ["mnistfc-16", "mnistfc-64"])
+def test_scan_over_outer_steps(paired, name):
+    problem = problems.make(name)
     paired(
         whole_outer_step(problem, outer_steps=100, one_scan=True).run,
         whole_outer_step(problem, outer_steps=100).run,
         group="seconds for 100 outer steps",
-        model="mnistfc-64",
+        model=name,
         contender="one lax.scan over 100 jitted calls",
         goal=1.0,
     )

@@ -16,14 +16,29 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import optax
 import problems
-from contenders import entropy_sgd, one_per_call, outer_step, sgd, whole_outer_step
+from contenders import (
+    Contender,
+    entropy_sgd,
+    one_per_call,
+    outer_step,
+    sgd,
+    whole_outer_step,
+)
 
 ROUNDS = 20
+NOISES = {
+    "jax.random.rademacher": lambda key, shape, dtype: jax.random.rademacher(
+        key, tuple(shape), dtype
+    ),
+    "'gaussian'": "gaussian",
+    "jax.random.normal": jax.random.normal,
+}
 
 
 def compiled_bytes(step: Callable, *args: Any, **jit_kwargs: Any) -> float:
@@ -59,6 +74,13 @@ def within_a_cycle() -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+def with_jax_threefry(problem: problems.Problem) -> Contender:
+    """Return an outer step whose random words come from `jax.random.bits`."""
+    bits = lambda key, size: jax.random.bits(key, (size,), jnp.uint32)
+    with mock.patch("entropy_optax.samplers._noise._bits", bits):
+        return whole_outer_step(problem)
+
+
 def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
@@ -88,7 +110,11 @@ def main(name: str) -> None:
         "SGD": one_gradient(sgd()),
         "Entropy-SGD": whole_outer_step(problem),
         "Entropy-SGD, no noise": whole_outer_step(problem, temperature=0.0),
-        "Entropy-SGD, Gaussian noise": whole_outer_step(problem, noise="gaussian"),
+        "Entropy-SGD, Threefry as JAX runs it": with_jax_threefry(problem),
+        **{
+            f"Entropy-SGD, noise={label}": whole_outer_step(problem, noise=noise)
+            for label, noise in NOISES.items()
+        },
         "Entropy-SGD, one gradient per call": one_gradient(
             entropy_sgd(opaque_mode=False)
         ),
@@ -98,7 +124,7 @@ def main(name: str) -> None:
         "SGD": steps["SGD"].bytes_accessed,
         "Entropy-SGD": inner_step_bytes(problem),
         "Entropy-SGD, no noise": inner_step_bytes(problem, temperature=0.0),
-        "Entropy-SGD, Gaussian noise": inner_step_bytes(problem, noise="gaussian"),
+        "Entropy-SGD, noise='gaussian'": inner_step_bytes(problem, noise="gaussian"),
         "the same without branches": steps["the same without branches"].bytes_accessed,
     }
     times: dict[str, list[float]] = {key: [] for key in (*steps, "stream")}

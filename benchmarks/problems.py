@@ -79,6 +79,9 @@ def make(name: str, batch: int | None = None) -> Problem:
     mnist, cifar = (28, 28, 1), (32, 32, 3)
     return {
         # So small that the calls themselves take a good part of the time.
+        "mnistfc-16": lambda: _images(
+            "mnistfc-16", MnistFC(features=(16,)), batch or 16, mnist
+        ),
         "mnistfc-64": lambda: _images(
             "mnistfc-64", MnistFC(features=(64, 64)), batch or 128, mnist
         ),

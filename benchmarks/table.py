@@ -1,9 +1,14 @@
-"""Print a record of make bench as Markdown: python benchmarks/table.py RECORD."""
+"""Print a record of make bench as Markdown: python benchmarks/table.py RECORD [PAGE].
+
+With a page, its text between the marks <!-- bench:begin --> and <!-- bench:end --> is
+replaced as well.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import re
 import sys
 
 
@@ -62,6 +67,20 @@ def lines(record: dict) -> list[str]:
     return out
 
 
+def with_table(page: str, record: dict) -> str:
+    """Return a page with the record's tables between its two marks."""
+    table = "\n".join(lines(record))
+    return re.sub(
+        r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)",
+        lambda marks: f"{marks[1]}{table}\n{marks[2]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
 if __name__ == "__main__":
-    text = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")
-    print("\n".join(lines(json.loads(text))))
+    record, *pages = map(pathlib.Path, sys.argv[1:])
+    rows = json.loads(record.read_text(encoding="utf-8"))
+    print("\n".join(lines(rows)))
+    for page in pages:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), rows))

@@ -50,12 +50,15 @@ class Case(NamedTuple):
     temperature: float
     x: np.ndarray
 
-    def gibbs_mean(self) -> np.ndarray:
-        """<x'> under the modified Gibbs law, by quadrature."""
+    def gibbs_moment(self, power: int) -> np.ndarray:
+        """<x'^power> under the modified Gibbs law, by quadrature."""
         pull = self.gamma / 2 * (self.grid - self.x[:, None]) ** 2
         energy = np.asarray(self.loss(self.grid)) + pull
         weight = np.exp(-(energy - energy.min(1, keepdims=True)) / self.temperature)
-        return np.asarray(weight @ self.grid / weight.sum(1))
+        return np.asarray(weight @ self.grid**power / weight.sum(1))
+
+    def gibbs_mean(self) -> np.ndarray:
+        return self.gibbs_moment(1)
 
     def chain_means(self, num_steps: int, step_size: float | None = None) -> np.ndarray:
         """E x'_k for k = 1 .. L, shape (L, number of x), exact but for the grid."""
@@ -97,9 +100,14 @@ WELLS = [(1.0, 0.5), (4.0, 0.5), (1.0, 2.0)]
 
 @functools.cache
 def transformation(
-    gamma: float, step_size: float, temperature: float, num_steps: int, decay: float
+    gamma: float,
+    step_size: float,
+    temperature: float,
+    num_steps: int,
+    decay: float,
+    noise: Any = "rademacher",
 ) -> optax.GradientTransformationExtraArgs:
-    sampler = eo.sgld(step_size, temperature=temperature)
+    sampler = eo.sgld(step_size, temperature=temperature, noise=noise)
     return eo.scale_by_local_entropy(sampler, num_steps, gamma, mean_decay=decay)
 
 
@@ -175,6 +183,31 @@ def test_double_well_long_chain():
     Measured over 100 other seeds: 0 failures.
     """
     assert gibbs_z() < THRESHOLD
+
+
+def law_z(noise: Any, seed: int = 7) -> tuple[float, float]:
+    """Largest z of a fine chain's mean and of its variance against the Gibbs law's."""
+    case = well(1.0, 0.5, step_size=0.005)
+    tx = transformation(*case[2:5], 2000, 0.0, noise)
+    out = _estimates(tx, case.loss, jnp.asarray(case.x), MANY, jax.random.key(seed))
+    x = case.x - np.asarray(out, dtype=float)
+    with enable_x64():
+        mean, square = (case.gibbs_moment(power) for power in (1, 2))
+    mean_z = max_z(x.mean(0), mean, x.std(0, ddof=1) / np.sqrt(MANY))
+    away = (x - mean) ** 2
+    error = away.std(0, ddof=1) / np.sqrt(MANY)
+    return mean_z, max_z(away.mean(0), square - mean**2, error)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_double_well_law(noise):
+    """Mean and variance, the step being so small that its own error does not show.
+
+    Measured over 40 other seeds and both noises: 0 failures, the largest z 3.24.
+    """
+    mean_z, variance_z = law_z(noise)
+    assert mean_z < THRESHOLD
+    assert variance_z < THRESHOLD
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 5e-5])

@@ -155,6 +155,23 @@ def with_keys(sampler_state: optax.OptState, keys: Any) -> optax.OptState:
     )
 
 
+def reset_where(
+    condition: jax.Array, fresh: optax.OptState, sampler_state: optax.OptState
+) -> optax.OptState:
+    """Return the fresh state where the condition holds, the PRNG keys being kept.
+
+    With the keys kept, no outer step replays the noise of the one before, the user's
+    own ``optax.add_noise`` included.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, new, old: (
+            old if _is_key(path, old) else jnp.where(condition, new, old)
+        ),
+        fresh,
+        sampler_state,
+    )
+
+
 def _is_key(path: tuple[Any, ...], leaf: Any) -> bool:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return True

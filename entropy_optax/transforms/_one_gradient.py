@@ -24,8 +24,7 @@ from entropy_optax.transforms._inner import (
     inner_step,
     norm,
     promote,
-    sampler_keys,
-    with_keys,
+    reset_where,
 )
 
 
@@ -105,29 +104,18 @@ def one_gradient_per_call(
         if params is None:
             raise ValueError("params: local_entropy needs them, got None.")
 
-        # Line 2 of Algorithm 1: x', mu <- x. In branches, for a select would read and
-        # write x and mu once more in every call.
-        def begin() -> tuple[optax.Params, InnerState]:
-            sampler_state = state.sampler_state
-            if reset_sampler:
-                # With the keys kept, no outer step replays the noise of the one before.
-                fresh = init_sampler(inner_chain, params)
-                sampler_state = with_keys(fresh, sampler_keys(sampler_state))
-            mean = promote(params, accumulator_dtype)
-            displacement = jnp.zeros_like(state.displacement)
-            return params, InnerState(
-                mean, sampler_state, displacement, state.num_nonfinite
-            )
-
-        def resume() -> tuple[optax.Params, InnerState]:
-            return state.anchor, InnerState(
-                state.mean,
-                state.sampler_state,
-                state.displacement,
-                state.num_nonfinite,
-            )
-
-        anchor, inner = jax.lax.cond(state.inner_count == 0, begin, resume)
+        # Line 2 of Algorithm 1, at the start of a cycle: x', mu <- x.
+        is_first = state.inner_count == 0
+        anchor, mean = optax.tree.where(
+            is_first,
+            (params, promote(params, accumulator_dtype)),
+            (state.anchor, state.mean),
+        )
+        sampler_state = state.sampler_state
+        if reset_sampler:
+            fresh = init_sampler(inner_chain, params)
+            sampler_state = reset_where(is_first, fresh, sampler_state)
+        displacement = jnp.where(is_first, 0, state.displacement)
         scope = at_step(gamma, state.outer_count)
         moves, inner = inner_step(
             inner_chain,
@@ -136,7 +124,7 @@ def one_gradient_per_call(
             Cycle(anchor, scope, state.outer_count, extra_args),
             optax.tree.cast_like(updates, params),
             params,
-            inner,
+            InnerState(mean, sampler_state, displacement, state.num_nonfinite),
             state.inner_count,
         )
 

@@ -134,9 +134,8 @@ def scale_by_local_entropy(
       unroll: as in ``jax.lax.scan``. ``"auto"`` keeps the loop rolled, but unrolls it
         whole where the gradient holds one of XLA's convolutions and the backend is a
         CPU, which runs those several times slower in a loop. Compile time then grows
-        with L; False keeps the loop, and
-        :mod:`entropy_optax.experiments.convolution` has a convolution that needs
-        no unrolling.
+        with L; False keeps the loop. The convolution of
+        :mod:`entropy_optax.experiments.convolution` needs no unrolling.
 
     Returns:
       A transformation with the state :class:`ScaleByLocalEntropyState`.
