@@ -20,7 +20,7 @@ from contenders import (
 from problems import NUM_STEPS
 
 # Gradients per round of what has no outer step: enough for a steady time.
-GRADIENTS = {"allcnn": 4, "char-lstm": 4, "transformer": 4}
+GRADIENTS = {"allcnn": 4, "char-lstm": 4, "transformer": 4, "transformer-64": 4}
 
 
 def calls(problem, num_gradients=1):
@@ -80,6 +80,16 @@ def yardstick(name: str) -> tuple[problems.Problem, Contender]:
 
 @pytest.mark.parametrize(("contender", "name"), CASES)
 def test_seconds_per_gradient(paired, contender, name):
+    measure(paired, contender, name)
+
+
+@pytest.mark.parametrize("contender", ["Entropy-SGD"])
+def test_full_batch(paired, contender):
+    """The batch of 64 texts, for which a CPU takes a quarter of an hour."""
+    measure(paired, contender, "transformer-64")
+
+
+def measure(paired, contender, name):
     problem, baseline = yardstick(name)
     timed = CONTENDERS[contender](problem)
     params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))

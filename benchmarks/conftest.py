@@ -38,6 +38,7 @@ def pytest_benchmark_generate_machine_info(config):
         "device": f"{device.platform} {device.device_kind}",
         "python": platform.python_version(),
         "versions": versions,
+        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
     }
 
 

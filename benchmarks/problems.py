@@ -100,6 +100,9 @@ def make(name: str, batch: int | None = None) -> Problem:
         "transformer": lambda: _text(
             "transformer", Transformer(), batch or (4 if on_cpu else 64), 128
         ),
+        "transformer-64": lambda: _text(
+            "transformer-64", Transformer(), batch or 64, 128
+        ),
     }[name]()
 
 

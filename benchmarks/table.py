@@ -1,7 +1,7 @@
 """Print a record of make bench as Markdown: python benchmarks/table.py RECORD [PAGE].
 
-With a page, its text between the marks <!-- bench:begin --> and <!-- bench:end --> is
-replaced as well.
+With a page, its text between the marks <!-- NAME:begin --> and <!-- NAME:end -->, NAME
+being the record's without its suffix, is replaced as well.
 """
 
 from __future__ import annotations
@@ -11,13 +11,31 @@ import pathlib
 import re
 import sys
 
+# Copies of the params, and bytes, for the whole inner loop in one update.
+MEMORY_GOAL, STATE_GOAL = 4.0, 1024
+WHOLE_LOOP = ("Entropy-SGD", "Entropy-SGD, Gaussian noise")
+
+
+def marked(text: str, value: float, goal: float | None) -> str:
+    if goal is None:
+        return text
+    return f"{text} ✓" if value <= goal else f"{text} (goal {goal})"
+
 
 def ratio(row: dict) -> str:
     low, high = row["quartiles"]
-    mark = ""
-    if row.get("goal") is not None:
-        mark = " ✓" if row["ratio"] <= row["goal"] else f" (goal {row['goal']})"
-    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]{mark}"
+    text = f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    return marked(text, row["ratio"], row.get("goal"))
+
+
+def copies(row: dict) -> str:
+    goal = MEMORY_GOAL if row["contender"] in WHOLE_LOOP else None
+    return marked(f"{row['temporary_copies']:.2f}", row["temporary_copies"], goal)
+
+
+def state(row: dict) -> str:
+    goal = STATE_GOAL if row["contender"] in WHOLE_LOOP else None
+    return marked(f"{row['state_bytes']:,}", row["state_bytes"], goal)
 
 
 def lines(record: dict) -> list[str]:
@@ -28,6 +46,9 @@ def lines(record: dict) -> list[str]:
         f"Python {machine['python']}, {versions}. Ratio of medians, [quartiles of the "
         f"rounds' own ratios], over {rows[0]['rounds']} rounds in turn."
     ]
+    if machine["malloc"]:
+        settings = " ".join(f"{k}={v}" for k, v in machine["malloc"].items())
+        out[0] += f" Run with `{settings}`."
     for group in dict.fromkeys(row["group"] for row in rows):
         chosen = [row for row in rows if row["group"] == group]
         models = list(dict.fromkeys(row["model"] for row in chosen))
@@ -37,17 +58,10 @@ def lines(record: dict) -> list[str]:
         contenders = list(dict.fromkeys(row["contender"] for row in chosen))
         views = [("", contenders, ratio)]
         if "temporary_copies" in chosen[0]:
+            ours = [c for c in contenders if c.startswith("Entropy")]
             views += [
-                (
-                    "copies of the params in memory: ",
-                    [c for c in contenders if c.startswith("Entropy")],
-                    lambda row: f"{row['temporary_copies']:.2f}",
-                ),
-                (
-                    "bytes of state: ",
-                    [c for c in contenders if c.startswith("Entropy")],
-                    lambda row: f"{row['state_bytes']:,}",
-                ),
+                ("copies of the params in memory: ", ours, copies),
+                ("bytes of state: ", ours, state),
             ]
         for prefix, names, show in views:
             for name in names:
@@ -67,11 +81,11 @@ def lines(record: dict) -> list[str]:
     return out
 
 
-def with_table(page: str, record: dict) -> str:
-    """Return a page with the record's tables between its two marks."""
+def with_table(page: str, name: str, record: dict) -> str:
+    """Return a page with the record's tables between the marks of that name."""
     table = "\n".join(lines(record))
     return re.sub(
-        r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)",
+        rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",
         lambda marks: f"{marks[1]}{table}\n{marks[2]}",
         page,
         flags=re.DOTALL,
@@ -83,4 +97,5 @@ if __name__ == "__main__":
     rows = json.loads(record.read_text(encoding="utf-8"))
     print("\n".join(lines(rows)))
     for page in pages:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), rows))
+        text = with_table(page.read_text(encoding="utf-8"), record.stem, rows)
+        page.write_text(text, encoding="utf-8")

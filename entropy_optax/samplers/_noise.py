@@ -37,7 +37,7 @@ def packed_signs(key: jax.Array, tree: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     shapes = [_shape_of_words(leaf) for leaf in leaves]
     ends = list(itertools.accumulate(map(math.prod, shapes)))
-    words = _bits(key, ends[-1] if ends else 0)
+    words = _bits(key, ends[-1] if ends else 0, reread=True)
     pieces = jnp.split(words, ends[:-1]) if ends else []
     signs = [
         _unpack(piece.reshape(shape), leaf)
@@ -59,19 +59,30 @@ def _normal(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
     return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def _bits(key: jax.Array, size: int) -> jax.Array:
+def _bits(key: jax.Array, size: int, *, reread: bool = False) -> jax.Array:
     """Return ``jax.random.bits(key, (size,), jnp.uint32)``, faster on a CPU.
 
     There JAX keeps the rounds of Threefry in a loop, which reads and writes all words
     five times. Written out, they stay in the registers.
+
+    Args:
+      key: a typed PRNG key.
+      size: number of words.
+      reread: whether each word is read several times. XLA fuses the written-out rounds
+        into their readers and would compute each word anew for each of its bits; it
+        does not fuse through a loop.
+
+    Returns:
+      Random words, uint32 of shape ``(size,)``.
     """
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     partitionable = jax.threefry_partitionable.value
     if not (jax.default_backend() == "cpu" and threefry and partitionable):
         return jax.random.bits(key, (size,), jnp.uint32)
     key_data = jax.random.key_data(key)
-    # Two halves in a loop, for XLA would fuse a single expression into every reader of
-    # the words, and compute each word anew for each of its bits.
+    if not reread:
+        return _threefry(key_data, jnp.arange(size, dtype=jnp.uint32))
+    # Two halves, for XLA removes a loop of one turn.
     half = -(-size // 2)
     starts = jnp.array([0, half], dtype=jnp.uint32)
     counter = jnp.arange(half, dtype=jnp.uint32)
