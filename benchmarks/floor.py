@@ -10,10 +10,11 @@ passes that XLA makes over the params cannot be faster than that; fewer passes c
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -31,8 +32,20 @@ from contenders import (
     whole_outer_step,
 )
 
+from entropy_optax.samplers._noise import _bits
+
 ROUNDS = 20
+
+
+def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Return uniform noise of variance 1: the cost of a word for each element."""
+    words = _bits(key, math.prod(shape)).reshape(shape)
+    floats = jax.lax.bitcast_convert_type(words >> 9 | jnp.uint32(0x3F800000), dtype)
+    return (floats - 1.5) * jnp.asarray(math.sqrt(12), dtype)
+
+
 NOISES = {
+    "uniform": uniform,
     "jax.random.rademacher": lambda key, shape, dtype: jax.random.rademacher(
         key, tuple(shape), dtype
     ),

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORD = ROOT / "results" / "quickstart" / "run" / "results.json"
+BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -40,3 +41,12 @@ def test_the_results_in_the_readme_are_those_of_the_record():
     script = runpy.run_path(str(ROOT / "docs" / "readme_table.py"))
     readme = (ROOT / "README.md").read_text()
     assert readme == script["with_table"](readme, json.loads(RECORD.read_text()))
+
+
+@pytest.mark.parametrize("record", BENCHMARKS, ids=lambda record: record.stem)
+def test_the_tables_of_performance_are_those_of_the_records(record):
+    script = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    page = (ROOT / "docs" / "performance.md").read_text()
+    rows = json.loads(record.read_text())
+    assert f"<!-- {record.stem}:begin -->" in page
+    assert page == script["with_table"](page, record.stem, rows)

@@ -301,10 +301,11 @@ def test_errors(args, options, message):
         eo.add_langevin_noise(*args, **options)
 
 
+@pytest.mark.parametrize("reread", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 58_753])
-def test_the_words_are_those_of_jax_random(size):
+def test_the_words_are_those_of_jax_random(size, reread):
     key = jax.random.key(size)
-    words = jax.jit(_bits, static_argnums=1)(key, size)
+    words = jax.jit(lambda key: _bits(key, size, reread=reread))(key)
     np.testing.assert_array_equal(words, jax.random.bits(key, (size,), jnp.uint32))
 
 

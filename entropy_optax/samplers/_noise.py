@@ -77,7 +77,8 @@ def _bits(key: jax.Array, size: int, *, reread: bool = False) -> jax.Array:
     """
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     partitionable = jax.threefry_partitionable.value
-    if not (jax.default_backend() == "cpu" and threefry and partitionable):
+    written_out = threefry and partitionable and size < 2**32
+    if not (jax.default_backend() == "cpu" and written_out):
         return jax.random.bits(key, (size,), jnp.uint32)
     key_data = jax.random.key_data(key)
     if not reread:
