@@ -68,6 +68,8 @@ ONLY ?= not full_batch
 
 .PHONY: bench
 bench: env  ## time a gradient against plain SGD's, on idle cores; keep RECORD (30 minutes)
+	@[ '$(origin ONLY)' = file ] || [ '$(origin RECORD)' != file ] \
+	  || { echo "ONLY: name a RECORD too, or a part would replace the whole"; exit 1; }
 	mkdir -p $(dir $(RECORD))
 	$(BIN)/python -m pytest benchmarks -o addopts= -o python_files='bench_*.py' \
 	  -o timeout=0 -o pythonpath=benchmarks -k '$(ONLY)' \
@@ -82,7 +84,7 @@ KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 \
 .PHONY: bench-kept
 bench-kept: RECORD = benchmarks/results/cpu_kept.json
 bench-kept: ONLY = seconds_per_gradient or pytorch
-bench-kept: env  ## the same, memory being kept between calls (Linux; 20 minutes)
+bench-kept: env  ## time a gradient with memory kept between calls (Linux; 20 minutes)
 	$(KEEP) $(MAKE) --no-print-directory bench RECORD='$(RECORD)' ONLY='$(ONLY)'
 
 .PHONY: notebook

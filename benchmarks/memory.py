@@ -4,7 +4,7 @@
 
 What XLA reserves beside the copies of the params grows with the batch: activations,
 the words of dropout and how both are packed into one arena. A batch eight times as
-small tells the two apart.
+small (one text for the transformer) tells the two apart.
 """
 
 from __future__ import annotations

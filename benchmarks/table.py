@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 
+ROUNDS = 20
 # Copies of the params, and bytes, for the whole inner loop in one update.
 MEMORY_GOAL, STATE_GOAL = 4.0, 1024
 WHOLE_LOOP = ("Entropy-SGD", "Entropy-SGD, Gaussian noise")
@@ -25,6 +26,8 @@ def marked(text: str, value: float, goal: float | None) -> str:
 def ratio(row: dict) -> str:
     low, high = row["quartiles"]
     text = f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    if row["rounds"] != ROUNDS:
+        text += f", {row['rounds']} rounds"
     return marked(text, row["ratio"], row.get("goal"))
 
 
@@ -44,7 +47,7 @@ def lines(record: dict) -> list[str]:
     out = [
         f"{machine['device']}, {machine['cores']} cores of {machine['processor']}; "
         f"Python {machine['python']}, {versions}. Ratio of medians, [quartiles of the "
-        f"rounds' own ratios], over {rows[0]['rounds']} rounds in turn."
+        f"rounds' own ratios], over {ROUNDS} rounds in turn if none are named."
     ]
     if machine["malloc"]:
         settings = " ".join(f"{k}={v}" for k, v in machine["malloc"].items())

@@ -69,14 +69,15 @@ def outer_steps(name: str, batch: int, *, compiled: bool) -> Callable[[], None]:
     std = (2 * STEP_SIZE * TEMPERATURE) ** 0.5
     outer = 0
 
-    def inner_step(x, mu, velocity, anchor, grads, gamma: float) -> None:
+    def inner_step(x, mu, velocity, anchor, grads, gamma: torch.Tensor) -> None:
         # The multi-tensor functions: one kernel for all params, as torch.optim uses.
         torch._foreach_mul_(velocity, MOMENTUM)
         torch._foreach_add_(velocity, grads)
         move = torch._foreach_mul(velocity, MOMENTUM)
         torch._foreach_add_(move, grads)
         pull = torch._foreach_sub(x, anchor)
-        torch._foreach_add_(move, pull, alpha=gamma)
+        torch._foreach_mul_(pull, gamma)
+        torch._foreach_add_(move, pull)
         torch._foreach_add_(x, move, alpha=-STEP_SIZE)
         noise = [torch.randn_like(p) for p in x]
         torch._foreach_add_(x, noise, alpha=std)
@@ -87,7 +88,8 @@ def outer_steps(name: str, batch: int, *, compiled: bool) -> Callable[[], None]:
 
     def run() -> None:
         nonlocal outer
-        gamma = GAMMA0 * (1 + GAMMA1) ** outer
+        # A tensor: each new Python number would compile the step again.
+        gamma = torch.tensor(GAMMA0 * (1 + GAMMA1) ** outer)
         with torch.no_grad():
             anchor = [p.clone() for p in params]
             mu = [p.clone() for p in params]

@@ -324,5 +324,9 @@ def test_unroll_auto_unrolls_convolutions_on_a_cpu(monkeypatch):
     assert unroll_of(convolve, "auto") == 3
     assert unroll_of(convolve, False) == 1
     assert unroll_of(jnp.square, "auto") == 1
+    # In a loop of the gradient's own a convolution stays, unrolled or not.
+    body = lambda kernel, _: (kernel + jnp.sum(convolve(kernel)), None)
+    looped = lambda kernel: jax.lax.scan(body, kernel, length=2)[0]
+    assert unroll_of(looped, "auto") == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert unroll_of(convolve, "auto") == 1

@@ -88,7 +88,7 @@ def test_moments(noise):
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_signs_are_signs(dtype):
     """For sizes that fill no whole word, and in every dtype."""
-    shapes = [(), (0,), (1,), (31,), (32,), (33,), (5, 13)]
+    shapes = [(), (0,), (1,), (31,), (32,), (33,), (5, 13), (37, 5)]
     zeros = [jnp.zeros(shape, dtype) for shape in shapes]
     signs = noise_of(zeros, 0.5, 1.0, noise="rademacher")
     for leaf, shape in zip(signs, shapes, strict=True):
@@ -98,8 +98,9 @@ def test_signs_are_signs(dtype):
 
 def bit_z(seed: int) -> float:
     """Largest z of the means of the 32 bits of a word and of their products."""
-    x = noise_of(jnp.zeros((20_000, 32)), 0.5, 1.0, noise="rademacher", key=seed)
-    x = np.asarray(x, float)
+    # The bits of a word go down the rows.
+    x = noise_of(jnp.zeros((32, 20_000)), 0.5, 1.0, noise="rademacher", key=seed)
+    x = np.asarray(x, float).T
     second = x.T @ x / len(x)
     np.testing.assert_array_equal(np.diag(second), 1.0)
     pairs = second[np.triu_indices(32, 1)]
@@ -305,8 +306,19 @@ def test_errors(args, options, message):
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 58_753])
 def test_the_words_are_those_of_jax_random(size, reread):
     key = jax.random.key(size)
-    words = jax.jit(lambda key: _bits(key, size, reread=reread))(key)
+    draw = lambda key: _bits(key, size, reread=reread)
+    words = jax.jit(draw)(key)
+    # Or JAX's own would be compared with themselves.
+    assert "random_bits" not in str(jax.make_jaxpr(draw)(key))
     np.testing.assert_array_equal(words, jax.random.bits(key, (size,), jnp.uint32))
+
+
+def test_threefry_of_another_order_gives_its_own_words():
+    with jax.threefry_partitionable(False):
+        words = _bits(jax.random.key(3), 100)
+        expected = jax.random.bits(jax.random.key(3), (100,), jnp.uint32)
+    np.testing.assert_array_equal(words, expected)
+    assert np.any(words != _bits(jax.random.key(3), 100))
 
 
 def test_another_generator_gives_its_own_words():

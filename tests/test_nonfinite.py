@@ -194,6 +194,19 @@ def test_a_bad_gradient_leaves_the_carry_as_it_was():
     assert (keys[0] != keys[2]).any()
 
 
+def test_a_gradient_beyond_the_range_of_the_first_leaves_the_carry():
+    """1e6 is finite in float32, and infinite in float16, the first gradient's dtype."""
+    tx = make(True, carry_init=jnp.zeros([]))
+    params = jax.tree.map(lambda p: p.astype(jnp.float16), make_params())
+    large = lambda params, i, carry: (
+        jax.tree.map(lambda p: jnp.full(p.shape, 1e6), params),
+        carry + 1,
+    )
+    _, state = jax.jit(lambda p: tx.update(p, tx.init(p), p, grad_fn=large))(params)
+    assert optax.tree.get(state, "num_nonfinite") == 2
+    assert optax.tree.get(state, "carry") == 0
+
+
 def test_the_count_goes_on_over_outer_steps():
     tx = make(False)
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "cpu_kept.json"
 # Between runs on idle machines of three speeds the ratios differed by up to 12 %. What
 # this is to catch, Gaussian noise on mnistfc or XLA's convolution in a rolled loop on
-# LeNet, costs 50 % and more.
+# LeNet, costs 40 % and more.
 SLACK = 1.25
 CONTENDERS = ("Entropy-SGD", "Entropy-SGD, one gradient per call")
 MODELS = ("mnistfc", "lenet")

@@ -54,17 +54,6 @@ def conv_general_dilated(
     _check(lhs, rhs, dimension_numbers, feature_group_count)
     spacing = tuple(lhs_dilation or (1, 1))
     dilation_h, dilation_w = rhs_dilation or (1, 1)
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation=spacing,
-            rhs_dilation=(dilation_h, dilation_w),
-            dimension_numbers=_NHWC,
-            precision=precision,
-        )
     kernel_h, kernel_w, channels, features = rhs.shape
     # What the kernel spans, with the gaps between its entries.
     span_h, span_w = (kernel_h - 1) * dilation_h + 1, (kernel_w - 1) * dilation_w + 1
@@ -77,6 +66,26 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(
             lhs.shape[1:3], (span_h, span_w), window_strides, padding
         )
+    height, width = (
+        (size - 1) * gap + 1 + low + high
+        for size, gap, (low, high) in zip(lhs.shape[1:3], spacing, padding, strict=True)
+    )
+    if height < span_h or width < span_w:
+        raise ValueError(
+            f"rhs: a kernel of {span_h} x {span_w} is larger than the padded image,"
+            f" {height} x {width}"
+        )
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=spacing,
+            rhs_dilation=(dilation_h, dilation_w),
+            dimension_numbers=_NHWC,
+            precision=precision,
+        )
     if spacing != (1, 1) or any(low or high for low, high in padding):
         # Negative padding crops and gaps are filled, neither of which jnp.pad knows.
         edges = [
@@ -85,12 +94,6 @@ def conv_general_dilated(
         ]
         edges = [(0, 0, 0), *edges, (0, 0, 0)]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
-    _, height, width, _ = lhs.shape
-    if height < span_h or width < span_w:
-        raise ValueError(
-            f"rhs: a kernel of {span_h} x {span_w} is larger than the padded image,"
-            f" {height} x {width}"
-        )
     out_h = (height - span_h) // stride_h + 1
     out_w = (width - span_w) // stride_w + 1
     # Columns first, rows second: the second concatenation then copies runs of

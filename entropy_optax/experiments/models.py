@@ -140,4 +140,4 @@ class AllCNN(nn.Module):
         )
 
 
-MODELS = {"mnistfc": MnistFC, "lenet": LeNet, "allcnn": AllCNN}
+MODELS = {"mnistfc": MnistFC, "lenet": LeNet}

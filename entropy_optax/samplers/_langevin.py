@@ -69,7 +69,7 @@ def add_langevin_noise(
       step_size: :math:`\eta'`, the step size that the updates were scaled by.
       temperature: :math:`T`. A constant 0 draws nothing at all.
       noise: ``"rademacher"`` (random signs: of the same weak order 1 as Gaussians,
-        whose cost on a CPU exceeds the gradient's), ``"gaussian"`` or a function
+        which on a CPU can cost half a gradient more), ``"gaussian"`` or a function
         ``(key, shape, dtype) -> Array`` of mean 0 and variance 1.
       key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
         the branches of ``optax.partition`` too, a key of its own.

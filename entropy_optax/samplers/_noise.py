@@ -110,7 +110,7 @@ def _threefry(key_data: jax.Array, counter: jax.Array) -> jax.Array:
 
 
 def _rows_and_columns(leaf: jax.Array) -> tuple[int, int]:
-    """Return the shape of a leaf as a matrix; a vector is folded into 32 rows."""
+    """Return the shape of a leaf as a matrix, of 32 rows if it has fewer of its own."""
     *leading, columns = leaf.shape or (1,)
     rows = math.prod(leading)
     return (rows, columns) if rows >= 32 else (32, -(-leaf.size // 32))

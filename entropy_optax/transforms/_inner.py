@@ -187,7 +187,10 @@ def init_sampler(
 
 
 def convolves(body: Callable[[Any, Any], Any], loop: Any, xs: Any) -> bool:
-    """Return whether the body of a scan holds one of XLA's convolutions."""
+    """Return whether the body of a scan holds one of XLA's convolutions.
+
+    Those in a loop of the body's own do not count: they stay in it, unrolled or not.
+    """
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     return _has_convolution(jax.make_jaxpr(body)(loop, first).jaxpr)
 
@@ -197,6 +200,8 @@ def _has_convolution(jaxpr: Jaxpr) -> bool:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             return True
+        if equation.primitive.name in ("scan", "while"):
+            continue
         for value in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
             if is_jaxpr(value) and _has_convolution(getattr(value, "jaxpr", value)):
                 return True

@@ -95,7 +95,7 @@ def scale_by_local_entropy(
     **extra_args)``: ``grads``, the gradient at ``params``, serves as inner gradient
     number 1 (as in ``optax.contrib.sam``), so a step costs L gradients, not L + 1. The
     others come from ``grad_fn``, in one of these forms (it gets params of the params'
-    own dtype):
+    own dtype, and its gradients are cast to the dtype of ``grads``):
 
     * ``grad_fn(params, batch)`` with ``batches``, a tree whose leaves have the leading
       axis ``num_steps - 1``;
@@ -133,9 +133,9 @@ def scale_by_local_entropy(
         first gradient is the caller's to judge.)
       unroll: as in ``jax.lax.scan``. ``"auto"`` keeps the loop rolled, but unrolls it
         whole where the gradient holds one of XLA's convolutions and the backend is a
-        CPU, which runs those several times slower in a loop. Compile time then grows
-        with L; False keeps the loop. The convolution of
-        :mod:`entropy_optax.experiments.convolution` needs no unrolling.
+        CPU, which runs those several times slower in a loop (a loop inside ``grad_fn``
+        stays one). Compile time then grows with L; False keeps the loop. The
+        convolution of :mod:`entropy_optax.experiments.convolution` needs no unrolling.
 
     Returns:
       A transformation with the state :class:`ScaleByLocalEntropyState`.
@@ -253,20 +253,21 @@ def scale_by_local_entropy(
             position, inner = advance(grads, position, inner, k - 1)
             at = optax.tree.cast_like(position, params)
             data = k if batches is None else batch
+            new_carry = None
             if carry_init is None:
-                grads, new_carry = grad_fn(at, data), None
+                grads = grad_fn(at, data)
             else:
                 grads, new_carry = grad_fn(at, data, carry)
-                if skip_nonfinite:
-                    new_carry = jax.lax.cond(
-                        is_finite(grads),
-                        lambda new, _: new,
-                        lambda _, old: old,
-                        new_carry,
-                        carry,
-                    )
             # The first gradient's dtype: bfloat16 stays so in the loop's memory.
             grads = optax.tree.cast_like(grads, updates)
+            if carry_init is not None and skip_nonfinite:
+                new_carry = jax.lax.cond(
+                    is_finite(grads),
+                    lambda new, _: new,
+                    lambda _, old: old,
+                    new_carry,
+                    carry,
+                )
             return (grads, position, inner, new_carry), None
 
         grads = updates

@@ -10,7 +10,7 @@ from jax import lax
 from entropy_optax.experiments import convolution
 from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
 from entropy_optax.experiments.language_models import CharLSTM, Transformer
-from entropy_optax.experiments.models import MODELS
+from entropy_optax.experiments.models import AllCNN, LeNet, MnistFC
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -27,7 +27,7 @@ def shapes(model, image=(28, 28, 1)):
 def test_mnistfc_parameters():
     dense = lambda n_in, n_out: n_in * n_out + n_out
     expected = dense(784, 1024) + dense(1024, 1024) + dense(1024, 10)
-    assert count(shapes(MODELS["mnistfc"]())["params"]) == expected == 1_863_690
+    assert count(shapes(MnistFC())["params"]) == expected == 1_863_690
 
 
 def test_lenet_parameters():
@@ -36,7 +36,7 @@ def test_lenet_parameters():
     # 28 - 4 = 24, pooled by 3 to 8; 8 - 4 = 4, pooled by 2 to 2.
     dense = 2 * 2 * 50 * 500 + 500 + 500 * 10 + 10
     expected = conv(1, 20) + norm(20) + conv(20, 50) + norm(50) + dense
-    variables = shapes(MODELS["lenet"]())
+    variables = shapes(LeNet())
     assert count(variables["params"]) == expected == 131_220  # the paper's number
     assert count(variables["batch_stats"]) == 2 * (20 + 50)
 
@@ -45,7 +45,7 @@ def test_allcnn_parameters():
     conv = lambda n_in, n_out, side=3: side**2 * n_in * n_out + n_out
     widths = [3, 96, 96, 96, 192, 192, 192, 192, 192]
     convolutions = sum(map(conv, widths, widths[1:])) + conv(192, 10, side=1)
-    variables = shapes(MODELS["allcnn"](), (32, 32, 3))
+    variables = shapes(AllCNN(), (32, 32, 3))
     norms = sum(widths[1:])
     assert count(variables["params"]) == convolutions + 2 * norms
     # The paper's 1.67 million, to three digits.
@@ -90,9 +90,9 @@ def test_language_models(model):
     assert not np.allclose(train(jax.random.key(2)), logits)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_dropout_and_statistics_in_training_only(name):
-    model = MODELS[name](num_classes=3)
+@pytest.mark.parametrize("network", [MnistFC, LeNet, AllCNN])
+def test_dropout_and_statistics_in_training_only(network):
+    model = network(num_classes=3)
     images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
     variables = jax.jit(lambda k: model.init(k, images, train=False))(jax.random.key(1))
     evaluate = jax.jit(lambda: model.apply(variables, images, train=False))
@@ -109,7 +109,7 @@ def test_dropout_and_statistics_in_training_only(name):
     first, updated = train(jax.random.key(2))
     second, _ = train(jax.random.key(3))
     assert not np.allclose(first, second)
-    assert ("batch_stats" in updated) == (name != "mnistfc")
+    assert ("batch_stats" in updated) == (network is not MnistFC)
 
 
 @pytest.mark.parametrize(
