@@ -24,8 +24,6 @@ class Contender(NamedTuple):
       run: spends ``num_gradients``, and returns when they are done.
       num_gradients: gradients per run.
       temporary_bytes: XLA's own count of temporary memory, per compiled call.
-      bytes_accessed: XLA's own count of what a compiled call reads and writes, a loop's
-        body counted once.
       state_bytes: of the optimizer's state between two calls, without the model's own
         (BatchNorm's statistics), which the inner loop hands on.
     """
@@ -33,7 +31,6 @@ class Contender(NamedTuple):
     run: Callable[[], None]
     num_gradients: int
     temporary_bytes: int
-    bytes_accessed: float
     state_bytes: int
 
 
@@ -127,7 +124,6 @@ def one_per_call(
         run,
         calls * num_gradients,
         compiled.memory_analysis().temp_size_in_bytes,
-        compiled.cost_analysis()["bytes accessed"],
         _bytes(opt_state),
     )
 
@@ -171,7 +167,6 @@ def whole_outer_step(
         run,
         outer_steps * NUM_STEPS,
         compiled.memory_analysis().temp_size_in_bytes,
-        compiled.cost_analysis()["bytes accessed"],
         state_bytes,
     )
 
