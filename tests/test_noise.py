@@ -80,7 +80,7 @@ def moment_z(noise: str, seed: int, size: int = 100_000) -> np.ndarray:
 def test_moments(noise):
     """Mean 0, variance 1, third 0, fourth 3 or 1, neighbours uncorrelated.
 
-    Measured over 200 other seeds: 0 failures, the largest |z| 4.06 and 3.24.
+    Measured over 200 other seeds: 0 failures, the largest |z| 4.06 and 3.09.
     """
     assert np.max(np.abs(moment_z(noise, seed=0))) < THRESHOLD
 
@@ -111,7 +111,7 @@ def bit_z(seed: int) -> float:
 def test_bits_of_a_word_are_independent():
     """32 means and 496 products of pairs, so the threshold is 5.
 
-    Measured over 200 other seeds: 0 failures, the largest |z| 4.38.
+    Measured over 200 other seeds: 0 failures, the largest |z| 4.72.
     """
     assert bit_z(seed=0) < 5.0
 
