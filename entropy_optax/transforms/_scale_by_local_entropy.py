@@ -253,21 +253,13 @@ def scale_by_local_entropy(
             position, inner = advance(grads, position, inner, k - 1)
             at = optax.tree.cast_like(position, params)
             data = k if batches is None else batch
-            new_carry = None
-            if carry_init is None:
-                grads = grad_fn(at, data)
-            else:
-                grads, new_carry = grad_fn(at, data, carry)
+            out = grad_fn(at, data) if carry_init is None else grad_fn(at, data, carry)
+            grads, new_carry = (out, None) if carry_init is None else out
             # The first gradient's dtype: bfloat16 stays so in the loop's memory.
             grads = optax.tree.cast_like(grads, updates)
             if carry_init is not None and skip_nonfinite:
-                new_carry = jax.lax.cond(
-                    is_finite(grads),
-                    lambda new, _: new,
-                    lambda _, old: old,
-                    new_carry,
-                    carry,
-                )
+                keep = is_finite(grads)
+                new_carry = jax.lax.cond(keep, lambda: new_carry, lambda: carry)
             return (grads, position, inner, new_carry), None
 
         grads = updates
