@@ -25,11 +25,13 @@ def conv_general_dilated(
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count: int = 1,
     precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
 ) -> jax.Array:
     """Two-dimensional convolution as one matrix product on a CPU.
 
-    Has the signature that `flax.linen.Conv(conv_general_dilated=...)` calls. On any
-    other backend than a CPU it is `jax.lax.conv_general_dilated` itself.
+    Has the signature that `Conv(conv_general_dilated=...)` of Flax calls, in linen and
+    nnx. On any other backend than a CPU it is `jax.lax.conv_general_dilated` itself.
 
     Args:
       lhs: images, `[batch, height, width, channels]`.
@@ -41,17 +43,21 @@ def conv_general_dilated(
       dimension_numbers: must mean NHWC, HWIO, NHWC.
       feature_group_count: must be 1.
       precision: as in `jax.lax.dot_general`.
+      preferred_element_type: dtype to accumulate in and to return, or None.
+      out_sharding: must be None.
 
     Returns:
       The convolved images, `[batch, out height, out width, features]`.
 
     Raises:
-      NotImplementedError: if groups, another layout, or named padding of dilated
-        images is asked for.
+      NotImplementedError: if groups, another layout, a sharding, or named padding of
+        dilated images is asked for.
       ValueError: if ranks or channels do not fit, or the kernel is larger than the
         padded image.
     """
     _check(lhs, rhs, dimension_numbers, feature_group_count)
+    if out_sharding is not None:
+        raise NotImplementedError(f"out_sharding: got {out_sharding}, only None works")
     spacing = tuple(lhs_dilation or (1, 1))
     dilation_h, dilation_w = rhs_dilation or (1, 1)
     kernel_h, kernel_w, channels, features = rhs.shape
@@ -85,6 +91,7 @@ def conv_general_dilated(
             rhs_dilation=(dilation_h, dilation_w),
             dimension_numbers=_NHWC,
             precision=precision,
+            preferred_element_type=preferred_element_type,
         )
     if spacing != (1, 1) or any(low or high for low, high in padding):
         # Negative padding crops and gaps are filled, neither of which jnp.pad knows.
@@ -112,6 +119,7 @@ def conv_general_dilated(
         patches.reshape(-1, kernel_h * kernel_w * channels),
         rhs.reshape(-1, features),
         precision=precision,
+        preferred_element_type=preferred_element_type,
     )
     return out.reshape(-1, out_h, out_w, features)
 

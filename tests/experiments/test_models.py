@@ -1,6 +1,7 @@
 """Models: parameter counts, and fast convolution and pooling against XLA's."""
 
 import flax.linen as nn
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +172,26 @@ def test_convolution_inside_flax():
     )
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_convolution_inside_nnx(dtype):
+    images = jax.random.normal(jax.random.key(0), (2, 10, 10, 3)).astype(jnp.bfloat16)
+    ours, theirs = (
+        nnx.Conv(
+            *(3, 4, (5, 5)),
+            dtype=jnp.bfloat16,
+            preferred_element_type=dtype,
+            conv_general_dilated=convolve,
+            rngs=nnx.Rngs(1),
+        )
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    call = nnx.jit(lambda layer, images: layer(images))
+    out, expected = call(ours, images), call(theirs, images)
+    assert out.dtype == expected.dtype == (dtype or jnp.bfloat16)
+    out, expected = out.astype(jnp.float32), expected.astype(jnp.float32)
+    np.testing.assert_allclose(out, expected, atol=0.05 if dtype is None else 1e-5)
+
+
 def test_convolution_is_xlas_elsewhere(monkeypatch):
     lhs, rhs = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 1))
     monkeypatch.setattr(convolution.jax, "default_backend", lambda: "tpu")
@@ -185,6 +206,7 @@ def test_convolution_is_xlas_elsewhere(monkeypatch):
         ({"lhs_dilation": (2, 1)}, NotImplementedError, "padding: got 'VALID'"),
         ({"rhs_dilation": (1, 4)}, ValueError, "3 x 9 is larger"),
         ({"feature_group_count": 2}, NotImplementedError, "feature_group_count"),
+        ({"out_sharding": "d"}, NotImplementedError, "out_sharding: got d"),
         (
             {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "rhs": (6, 6, 2, 2)},
             NotImplementedError,
