@@ -47,7 +47,7 @@ def packed_signs(key: jax.Array, tree: Any) -> Any:
 
 
 def _normal(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Return ``jax.random.normal(key, shape, dtype)`` from the words of `_bits`."""
+    """Return ``jax.random.normal``, to rounding, from the words of `_bits`."""
     if dtype != jnp.float32:
         return jax.random.normal(key, shape, dtype)
     words = _bits(key, math.prod(shape)).reshape(shape)
