@@ -30,6 +30,9 @@ def temporary_bytes(tx, remat, dtype):
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 2), reason="XLA kept 5.3 copies in JAX 0.10.0"
+)
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 4.0), ("bfloat16", 4.2)])
 def test_copies_of_the_params(dtype, limit, remat):
