@@ -36,19 +36,28 @@ class Problem(NamedTuple):
 
 
 def _problem(name: str, model: Any, inputs: jax.Array, targets: jax.Array, batch: str):
-    variables = jax.jit(lambda key: model.init(key, inputs[0], train=False))(
-        jax.random.key(0)
-    )
+    def carry(inputs):
+        # Every window of a text starts from zeros, for a model that has a state.
+        has_state = hasattr(model, "initial_carry")
+        return (model.initial_carry(len(inputs)),) if has_state else ()
+
+    def init(key):
+        return model.init(key, inputs[0], *carry(inputs[0]), train=False)
+
+    variables = jax.jit(init)(jax.random.key(0))
 
     def loss_fn(params, batch_stats, batch, rng_key):
         inputs, targets = batch
-        logits, new = model.apply(
+        before = carry(inputs)
+        out, new = model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs,
+            *before,
             train=True,
             rngs={"dropout": rng_key},
             mutable=["batch_stats"],
         )
+        logits = out[0] if before else out
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.mean(losses), new.get("batch_stats", {})
 

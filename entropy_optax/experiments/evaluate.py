@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from entropy_optax.experiments.data import Split
+from entropy_optax.experiments.text import batchify
 from entropy_optax.training import reestimate_batch_stats
 
 # A convolution's statistics average 1,024 images times all positions; a full pass over
@@ -108,4 +109,50 @@ class Evaluator:
                 labels = np.pad(labels, (0, missing), constant_values=-1)
             total += np.asarray(self._measure(variables, images, labels))
         wrong, loss = total / len(split.labels)
+        return Score(error=100 * float(wrong), loss=float(loss))
+
+
+class TextEvaluator:
+    """Evaluates a language model over a text, read once from its beginning.
+
+    Args:
+      model: called as those of `language_models`, with a hidden state handed on.
+      length: tokens per call; the result does not depend on it.
+      num_streams: parts of equal length that are read side by side, each from a hidden
+        state of zeros; at most `num_streams * length` last tokens are left out.
+    """
+
+    def __init__(self, model: nn.Module, length: int, num_streams: int = 20):
+        self._model = model
+        self._length = length
+        self._num_streams = num_streams
+
+        def measure(variables: Any, windows: jax.Array) -> jax.Array:
+            def body(carry: Any, window: jax.Array) -> tuple[Any, jax.Array]:
+                inputs, targets = window[:, :-1], window[:, 1:]
+                logits, carry = model.apply(variables, inputs, carry, train=False)  # pyright: ignore[reportGeneralTypeIssues]
+                losses = optax.softmax_cross_entropy_with_integer_labels(
+                    logits, targets
+                )
+                wrong = jnp.argmax(logits, axis=-1) != targets
+                return carry, jnp.stack([jnp.mean(wrong), jnp.mean(losses)])
+
+            start: Any = model.initial_carry(windows.shape[1])  # pyright: ignore[reportAttributeAccessIssue]
+            _, means = jax.lax.scan(body, start, windows)
+            return jnp.mean(means, axis=0)
+
+        self._measure = jax.jit(measure)
+
+    def score(self, variables: dict[str, Any], tokens: np.ndarray) -> Score:
+        """Measures error and loss.
+
+        Args:
+          variables: of the model.
+          tokens: of the text, `[n]`.
+
+        Returns:
+          Wrong next tokens in per cent and the mean cross-entropy in nats per token.
+        """
+        windows = batchify(tokens, self._num_streams, self._length)
+        wrong, loss = np.asarray(self._measure(variables, jnp.asarray(windows)))
         return Score(error=100 * float(wrong), loss=float(loss))

@@ -6,29 +6,49 @@ compilation serves a whole grid; numbers that change the program are not.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import entropy_optax as eo
-from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments import averaging
+from entropy_optax.experiments.hyperparameters import (
+    AdamSettings,
+    EMASettings,
+    EntropySGDSettings,
+    LookaheadSettings,
+    SAMSettings,
+    ScheduleFreeSettings,
+)
+from entropy_optax.experiments.settings import Settings, gradients_per_update
 
 Hyperparameters = dict[str, jax.Array]
 
 # Traced by name; every other field of the settings is part of the program.
-_TRACED = {
-    "sgd": ("learning_rate", "weight_decay"),
-    "adam": ("learning_rate", "weight_decay"),
-    "entropy_sgd": (
-        "step_size",
-        "gamma",
-        "temperature",
-        "learning_rate",
-        "weight_decay",
-    ),
-}
+_TRACED = (
+    "learning_rate",
+    "weight_decay",
+    "radius",
+    "step_size",
+    "gamma",
+    "temperature",
+    "outer_weight_decay",
+)
+_OFF_AT_0 = ("temperature", "outer_weight_decay")
+
+
+class Method(NamedTuple):
+    """An optimizer as the runner sees it: one gradient per update, or L in one scan.
+
+    Attributes:
+      tx: the transformation.
+      eval_params: from its state and the params to what is evaluated.
+    """
+
+    tx: optax.GradientTransformationExtraArgs
+    eval_params: Callable[[Any, Any], Any]
 
 
 def split_settings(
@@ -44,8 +64,9 @@ def split_settings(
       float32 scalars to pass to the compiled step, and the rest.
     """
     values = dataclasses.asdict(getattr(settings, name))
-    traced = {k: jnp.float32(values.pop(k)) for k in _TRACED[name]}
-    return traced, values
+    # Without noise nothing is drawn, which is another program.
+    names = [k for k in _TRACED if k in values and (values[k] or k not in _OFF_AT_0)]
+    return {k: jnp.float32(values.pop(k)) for k in names}, values
 
 
 def rate(settings: Settings, num_updates: int, initial: Any) -> Callable[[Any], Any]:
@@ -62,21 +83,21 @@ def rate(settings: Settings, num_updates: int, initial: Any) -> Callable[[Any], 
     if settings.rate_schedule == "constant":
         return lambda count: initial * jnp.ones_like(count, jnp.float32)
     if settings.rate_schedule == "step":
-        drops = {int(0.6 * num_updates): 0.1, int(0.85 * num_updates): 0.1}
+        drops = {int(at * num_updates): settings.step_factor for at in settings.step_at}
         shape = optax.piecewise_constant_schedule(1.0, drops)
     else:
         shape = optax.cosine_decay_schedule(1.0, num_updates)
     return lambda count: initial * shape(count)
 
 
-def make_optimizer(
+def make_method(
     name: str,
     settings: Settings,
     traced: Hyperparameters,
     *,
     key: jax.Array,
     carry_init: Any,
-) -> optax.GradientTransformationExtraArgs:
+) -> Method:
     """Makes an optimizer; inside `jax.jit` where `traced` holds tracers.
 
     Args:
@@ -87,39 +108,53 @@ def make_optimizer(
       carry_init: what Entropy-SGD threads through its inner loop.
 
     Returns:
-      The transformation. One update is one gradient, and for Entropy-SGD
-      `num_steps` gradients.
+      The method. One update is one gradient, and for Entropy-SGD `num_steps` gradients.
     """
-    _, static = split_settings(name, settings)
-    if name == "entropy_sgd":
-        num_updates = settings.num_gradients // settings.entropy_sgd.num_steps
-        growth = eo.exponential_scoping(1.0, static["gamma_growth"])
-        return eo.entropy_sgd(
-            traced["learning_rate"],
-            gamma=lambda count: traced["gamma"] * growth(count),
-            num_steps=static["num_steps"],
-            step_size=rate(settings, num_updates, traced["step_size"]),
-            temperature=traced["temperature"],
-            momentum=static["momentum"] or None,
-            outer_momentum=static["outer_momentum"] or None,
-            weight_decay=traced["weight_decay"],
-            mean_decay=static["mean_decay"],
-            opaque_mode=True,
-            noise="gaussian",  # the paper's
-            key=key,
-            carry_init=carry_init,
-        )
-    schedule = rate(settings, settings.num_gradients, traced["learning_rate"])
-    if name == "adam":
+    group = getattr(settings, name)
+    clips = _clips(settings)
+    if isinstance(group, EntropySGDSettings):
+        tx = _local_entropy(group, settings, traced, clips, key, carry_init)
+        return Method(tx, lambda state, params: params)
+    decay = optax.add_decayed_weights(traced["weight_decay"])
+    # SAM's second gradient of a minibatch is its only update of the base optimizer.
+    num_updates = settings.num_gradients // (2 if isinstance(group, SAMSettings) else 1)
+    schedule = rate(settings, num_updates, traced["learning_rate"])
+    if isinstance(group, AdamSettings):
         tx = optax.adamw(
-            schedule, static["b1"], static["b2"], weight_decay=traced["weight_decay"]
+            schedule, group.b1, group.b2, weight_decay=traced["weight_decay"]
+        )
+    elif isinstance(group, ScheduleFreeSettings):
+        tx = optax.contrib.schedule_free_sgd(
+            traced["learning_rate"],
+            warmup_steps=max(1, int(group.warmup * settings.num_gradients)),
+            b1=group.b1,
+            weight_decay=traced["weight_decay"],
+        )
+        return Method(
+            optax.chain(*clips, tx),
+            lambda state, params: optax.contrib.schedule_free_eval_params(
+                state[-1], params
+            ),
         )
     else:
-        tx = optax.chain(
-            optax.add_decayed_weights(traced["weight_decay"]),
-            optax.sgd(schedule, momentum=static["momentum"] or None, nesterov=True),
+        momentum = group.momentum or None
+        sgd = optax.sgd(schedule, momentum=momentum, nesterov=momentum is not None)
+        tx = optax.chain(decay, sgd)
+    if isinstance(group, SAMSettings):
+        uphill = optax.chain(
+            optax.contrib.normalize(), optax.sgd(traced["radius"])
         )
-    return optax.with_extra_args_support(tx)
+        # The clip belongs to the descent: the way uphill is normalised anyhow.
+        tx = optax.contrib.sam(optax.chain(*clips, tx), uphill, sync_period=2)
+        return Method(tx, lambda state, params: params)
+    tx = optax.chain(*clips, tx)
+    if isinstance(group, LookaheadSettings):
+        tx = averaging.lookahead(tx, group.sync_period, group.slow_step_size)
+        return Method(tx, lambda state, params: state.slow)
+    if isinstance(group, EMASettings):
+        tx = averaging.average_iterates(tx, group.average_decay)
+        return Method(tx, lambda state, params: averaging.average(state))
+    return Method(optax.with_extra_args_support(tx), lambda state, params: params)
 
 
 def current_rate(name: str, settings: Settings, gradients: int) -> float:
@@ -133,27 +168,93 @@ def current_rate(name: str, settings: Settings, gradients: int) -> float:
     Returns:
       The learning rate of SGD or Adam, the inner step size of Entropy-SGD.
     """
-    per_update = settings.entropy_sgd.num_steps if name == "entropy_sgd" else 1
-    initial = (
-        settings.entropy_sgd.step_size
-        if name == "entropy_sgd"
-        else getattr(settings, name).learning_rate
-    )
+    group = getattr(settings, name)
+    if isinstance(group, ScheduleFreeSettings):
+        warmup = max(1, int(group.warmup * settings.num_gradients))
+        return group.learning_rate * min(1.0, gradients / warmup)
+    per_update = 1
+    initial = getattr(group, "step_size", None) or group.learning_rate
+    if isinstance(group, EntropySGDSettings | SAMSettings):
+        per_update = gradients_per_update(settings, name)
+    if isinstance(group, EntropySGDSettings) and group.anneal == "outer":
+        initial = group.learning_rate
     schedule = rate(settings, settings.num_gradients // per_update, initial)
     return float(schedule(gradients // per_update))
 
 
-def num_gradients(name: str, opt_state: optax.OptState) -> int:
+def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> int:
     """Gradients spent, as the optimizer itself has counted them.
 
     Args:
       name: of the optimizer.
+      settings: of the experiment.
       opt_state: its state.
 
     Returns:
       The count.
     """
-    if name == "entropy_sgd":
+    group = getattr(settings, name)
+    if isinstance(group, EntropySGDSettings):
         return int(eo.num_gradients(opt_state))
-    counts = optax.tree.get_all_with_path(opt_state, "count")
-    return max(int(count) for _, count in counts)
+    field = "step_count" if isinstance(group, ScheduleFreeSettings) else "count"
+    counts = optax.tree.get_all_with_path(opt_state, field)
+    most = max(int(count) for _, count in counts)
+    if isinstance(group, ScheduleFreeSettings):
+        return most - 1  # Optax starts it at 1
+    return most * (2 if isinstance(group, SAMSettings) else 1)
+
+
+def _clips(settings: Settings) -> list[optax.GradientTransformation]:
+    clips = []
+    if settings.clip_norm is not None:
+        clips.append(optax.clip_by_global_norm(settings.clip_norm))
+    if settings.clip_value is not None:
+        clips.append(optax.clip(settings.clip_value))
+    return clips
+
+
+def _local_entropy(
+    group: EntropySGDSettings,
+    settings: Settings,
+    traced: Hyperparameters,
+    clips: list[optax.GradientTransformation],
+    key: jax.Array,
+    carry_init: Any,
+) -> optax.GradientTransformationExtraArgs:
+    num_updates = settings.num_gradients // group.num_steps
+    constant = dataclasses.replace(settings, rate_schedule="constant")
+    schedule = lambda which, initial: rate(
+        settings if group.anneal in (which, "both") else constant, num_updates, initial
+    )
+    learning_rate = schedule("outer", traced["learning_rate"])
+    growth = eo.exponential_scoping(1.0, group.gamma_growth)
+    if group.outer == "adam":
+        outer = optax.adam(learning_rate, b1=group.outer_momentum)
+    else:
+        momentum = group.outer_momentum or None
+        outer = optax.sgd(
+            learning_rate, momentum=momentum, nesterov=momentum is not None
+        )
+    sampler = optax.chain(
+        *clips,
+        optax.add_decayed_weights(traced["weight_decay"]),
+        eo.sgld(
+            schedule("inner", traced["step_size"]),
+            temperature=traced.get("temperature", 0.0),
+            momentum=group.momentum or None,
+            noise=group.noise,
+            key=key,
+        ),
+    )
+    if "outer_weight_decay" in traced:
+        decay = optax.add_decayed_weights(traced["outer_weight_decay"])
+        outer = optax.chain(decay, outer)
+    return eo.local_entropy(
+        outer,
+        sampler,
+        group.num_steps,
+        lambda count: traced["gamma"] * growth(count),
+        mean_decay=(lambda k: k / (k + 1)) if group.plain_average else group.mean_decay,
+        opaque_mode=True,
+        carry_init=carry_init,
+    )

@@ -5,6 +5,7 @@ In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -140,4 +141,10 @@ class AllCNN(nn.Module):
         )
 
 
-MODELS = {"mnistfc": MnistFC, "lenet": LeNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mnistfc": MnistFC,
+    "lenet": LeNet,
+    "allcnn": AllCNN,
+    # Small enough for studies of many runs.
+    "mlp": partial(MnistFC, features=(100,), dropout_rate=0.0),
+}

@@ -3,14 +3,24 @@
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from entropy_optax.experiments.hyperparameters import (
+    AdamSettings,
+    EMASettings,
+    EntropySGDSettings,
+    LookaheadSettings,
+    OptimizerName,
+    SAMSettings,
+    ScheduleFreeSettings,
+    SGDSettings,
+)
+
 PRESETS = pathlib.Path(__file__).parent / "presets"
 
-ModelName = Literal["mnistfc", "lenet"]
-OptimizerName = Literal["sgd", "adam", "entropy_sgd"]
+ModelName = Literal["mnistfc", "lenet", "allcnn", "mlp", "char_lstm", "word_lstm"]
 RateShape = Literal["cosine", "step", "constant"]
 
 
@@ -22,76 +32,26 @@ class SettingsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class SGDSettings:
-    """SGD with Nesterov's momentum."""
-
-    learning_rate: float = 0.03
-    """Rate at the start of the schedule."""
-    momentum: float = 0.9
-    """Decay of the momentum buffer, per gradient."""
-    weight_decay: float = 0.0
-    """Factor of the parameters added to each gradient."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AdamSettings:
-    """Adam with decoupled weight decay (AdamW)."""
-
-    learning_rate: float = 1e-3
-    """Rate at the start of the schedule."""
-    b1: float = 0.9
-    """Decay of the first moment, per gradient."""
-    b2: float = 0.999
-    """Decay of the second moment, per gradient."""
-    weight_decay: float = 0.0
-    """Factor of the parameters, times the rate, taken off at each update."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EntropySGDSettings:
-    """Entropy-SGD: inner steps of SGLD around x, then x steps towards their mean."""
-
-    step_size: float = 0.1
-    """Inner rate (eta') at the start of the schedule, which counts outer steps."""
-    gamma: Annotated[
-        float,
-        _help(
-            "Scope: strength of the pull back to x in the first outer step. "
-            "The pull is felt where step_size * gamma is about 0.1 to 1."
-        ),
-    ] = 1.0
-    gamma_growth: float = 1e-3
-    """Scoping: gamma grows by this factor per outer step, gamma * (1 + growth)^t."""
-    num_steps: int = 20
-    """Gradients per outer step (L). The other optimizers are stepped as often."""
-    temperature: float = 5e-9
-    """Temperature of the Langevin noise; eps = 1e-4 in the paper is eps^2 / 2."""
-    momentum: float = 0.9
-    """Nesterov's momentum of the inner steps, reset at each outer step."""
-    mean_decay: float = 0.75
-    """Weight of the old mean in the running mean of the inner iterates."""
-    learning_rate: float = 1.0
-    """Outer rate (eta), not scheduled: 1 moves x to the mean."""
-    outer_momentum: float = 0.0
-    """Nesterov's momentum of the outer steps; multiplies their rate by 1 / (1 - m)."""
-    weight_decay: float = 0.0
-    """Factor of the parameters added to each inner gradient."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that determines an experiment's numbers."""
 
     model: ModelName = "lenet"
-    """The paper's fully connected net (1,863,690 parameters) or its LeNet (131,220)."""
+    """The paper's networks; mlp is a small one of 100 hidden units."""
     data: Annotated[
         str,
         _help(
-            "mnist-10k (shipped), mnist, or the name of a folder of idx "
-            "files in the folder that the environment variable "
-            "ENTROPY_OPTAX_DATA names."
+            "Images: mnist-10k (shipped), mnist, cifar10, or a folder of idx "
+            "files. Text: warpeace, warpeace-words, or a folder of train.txt, "
+            "valid.txt and test.txt. All but the first are looked for in the "
+            "folder that the environment variable ENTROPY_OPTAX_DATA names."
         ),
     ] = "mnist-10k"
+    num_train: int | None = None
+    """Keep only so many training images."""
+    label_noise: float = 0.0
+    """Share of the training labels that are made wrong."""
+    pool: int = 1
+    """Average blocks of so many by so many pixels."""
     optimizer: tuple[OptimizerName, ...] = ("sgd", "adam", "entropy_sgd")
     """Optimizers to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -100,29 +60,67 @@ class Settings:
         int,
         _help(
             "Gradient evaluations per run, the same for every optimizer; a "
-            "multiple of entropy_sgd.num_steps. One is one minibatch "
-            "forward and backward."
+            "multiple of report_every. One is one minibatch forward and backward."
         ),
     ] = 640
     batch_size: int = 128
-    """Examples per gradient, drawn without replacement within an epoch."""
+    """Examples per gradient, drawn without replacement within an epoch; for text,
+    streams that are read side by side."""
+    sequence_length: int = 50
+    """Tokens of each stream per gradient, for text."""
+    dropout_rate: float | None = None
+    """Share of units dropped; None leaves the model's own."""
+    features: int | None = None
+    """Units of each layer of an LSTM; None leaves the model's own."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm; within the inner loop of local entropy."""
+    clip_value: float | None = None
+    """Entries of the gradients are clamped to this size, likewise."""
     rate_schedule: Annotated[
         RateShape,
         _help(
-            "How the rate falls over a run: cosine (to 0), step (a tenth "
-            "after 60 % and again after 85 %) or constant."
+            "How the rate falls over a run: cosine (to 0), step (times "
+            "step_factor after each share of the run in step_at) or constant."
         ),
     ] = "cosine"
+    step_at: tuple[float, ...] = (0.6, 0.85)
+    """Shares of the run after which a step schedule falls."""
+    step_factor: float = 0.1
+    """Factor of each fall of a step schedule."""
+    report_every: Annotated[
+        int,
+        _help(
+            "Gradients between two lines of metrics, taken in one compiled call; "
+            "a multiple of num_steps."
+        ),
+    ] = 20
     evaluate_every: Annotated[
         int,
         _help(
             "Gradients between two measurements of the validation error; a "
-            "multiple of entropy_sgd.num_steps."
+            "multiple of report_every."
         ),
     ] = 80
     sgd: SGDSettings = SGDSettings()
     adam: AdamSettings = AdamSettings()
+    sam: SAMSettings = SAMSettings()
+    lookahead: LookaheadSettings = LookaheadSettings()
+    ema: EMASettings = EMASettings()
+    schedule_free: ScheduleFreeSettings = ScheduleFreeSettings()
     entropy_sgd: EntropySGDSettings = EntropySGDSettings()
+    entropy_adam: EntropySGDSettings = EntropySGDSettings(
+        outer="adam", learning_rate=0.01, outer_momentum=0.5, num_steps=5, anneal="outer"
+    )
+    averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
+    """Control: Entropy-SGD without its pull and noise."""
+    reset_alone: EntropySGDSettings = EntropySGDSettings(
+        gamma=0.0, temperature=0.0, mean_decay=0.0
+    )
+    """Control: SGD whose momentum starts from zero every num_steps gradients."""
+
+
+GROUPS: tuple[str, ...] = get_args(OptimizerName)
+"""Fields of `Settings` that hold an optimizer's settings."""
 
 
 def check(settings: Settings) -> None:
@@ -149,20 +147,60 @@ def check(settings: Settings) -> None:
             raise SettingsError(
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted 1 or more"
             )
-    num_steps = settings.entropy_sgd.num_steps
-    if num_steps < 1:
-        raise SettingsError(
-            f"--entropy-sgd.num-steps: got {num_steps}, wanted 1 or more"
-        )
+    for name in ("num_train", "features"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"{_flag(name)}: got {value}, wanted 1 or more")
     for name in ("num_gradients", "evaluate_every"):
-        if getattr(settings, name) % num_steps:
+        if getattr(settings, name) % settings.report_every:
             raise SettingsError(
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted a multiple of"
-                f" --entropy-sgd.num-steps {num_steps}"
+                f" --report-every {settings.report_every}"
             )
-    for group in ("sgd", "adam", "entropy_sgd"):
+    for name in settings.optimizer:
+        per_update = gradients_per_update(settings, name)
+        if per_update < 1:
+            raise SettingsError(
+                f"{_flag(name)}.num-steps: got {per_update}, wanted 1 or more"
+            )
+        if settings.report_every % per_update:
+            raise SettingsError(
+                f"--report-every: got {settings.report_every}, wanted a multiple of the"
+                f" {per_update} gradients of an update of {name}"
+            )
+    for group in GROUPS:
         for name, value in dataclasses.asdict(getattr(settings, group)).items():
-            _check_hyperparameter(f"--{group}.{name}".replace("_", "-"), name, value)
+            if isinstance(value, int | float):
+                flag = f"--{group}.{name}".replace("_", "-")
+                _check_hyperparameter(flag, name, value)
+    for name in ("clip_norm", "clip_value"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise SettingsError(f"{_flag(name)}: got {value}, wanted more than 0")
+    for name in ("label_noise", "dropout_rate"):
+        if not 0 <= (getattr(settings, name) or 0) < 1:
+            raise SettingsError(
+                f"{_flag(name)}: got {getattr(settings, name)}, wanted a number in"
+                " [0, 1)"
+            )
+
+
+def gradients_per_update(settings: Settings, optimizer: str) -> int:
+    """How many gradients an optimizer takes between two of its updates.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+
+    Returns:
+      num_steps of local entropy, 2 for SAM, the period of Lookahead, else 1.
+    """
+    group = getattr(settings, optimizer)
+    if isinstance(group, EntropySGDSettings):
+        return group.num_steps
+    if isinstance(group, LookaheadSettings):
+        return group.sync_period
+    return 2 if isinstance(group, SAMSettings) else 1
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -213,22 +251,20 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise SettingsError(f"settings: unknown field {', '.join(unknown)}")
-    groups = {
-        "sgd": SGDSettings,
-        "adam": AdamSettings,
-        "entropy_sgd": EntropySGDSettings,
-    }
     made: dict[str, Any] = {}
     for name, value in values.items():
-        if name in groups and cls not in groups.values():
-            made[name] = from_dict(groups[name], value)
+        if isinstance(value, dict):
+            # Over the group's defaults, which differ between groups of one type.
+            from_dict(type(fields[name].default), value)
+            made[name] = dataclasses.replace(fields[name].default, **value)
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
     return cls(**made)
 
 
 def _check_hyperparameter(flag: str, name: str, value: float) -> None:
-    below_one = name.endswith("momentum") or name in ("b1", "b2", "mean_decay")
+    below_one = name.endswith(("momentum", "_decay")) and "weight" not in name
+    below_one = below_one or name in ("b1", "b2", "warmup")
     if below_one and not 0 <= value < 1:
         raise SettingsError(f"{flag}: got {value}, wanted a number in [0, 1)")
     if not 0 <= value < float("inf"):

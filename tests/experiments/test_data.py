@@ -197,12 +197,15 @@ def test_a_name_is_no_path(data_folder, name):
         data.load(name)
 
 
-def test_mnist_through_tensorflow_datasets(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))]
+)
+def test_through_tensorflow_datasets(monkeypatch, name, shape):
     asked = {}
 
     def tfds_load(name, **options):
         asked.update(options, name=name)
-        images = np.full((10, 28, 28, 1), 126, np.uint8)
+        images = np.full((10, *shape), 126, np.uint8)
         return [(images, np.arange(10))] * 2
 
     fake = types.ModuleType("tensorflow_datasets")
@@ -210,10 +213,20 @@ def test_mnist_through_tensorflow_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: fake)
     monkeypatch.delenv("ENTROPY_OPTAX_DATA", raising=False)
-    loaded = data.load("mnist")
-    assert asked["name"] == "mnist"
-    assert loaded.train.images.shape == (8, 28, 28, 1)
+    loaded = data.load(name, pool=shape[0] // 4)
+    assert asked["name"] == name
+    assert loaded.train.images.shape == (8, 4, 4, shape[2])
+    assert loaded.train.labels.dtype == np.int32
     assert not loaded.train.images.any()
+
+
+def test_missing_cifar_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("ENTROPY_OPTAX_DATA", raising=False)
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError) as caught:
+        data.load("cifar10")
+    for words in ("data_batch_1.bin", "test_batch.bin", "folder cifar10/", "[tfds]"):
+        assert words in str(caught.value)
 
 
 def test_importing_reads_and_loads_nothing():
@@ -224,7 +237,8 @@ def test_importing_reads_and_loads_nothing():
         "hook = lambda event, args: event == 'open' and opened.append(str(args[0]))\n"
         "sys.addaudithook(hook)\n"
         "import entropy_optax.experiments.data\n"
-        "assert 'tensorflow_datasets' not in sys.modules\n"
+        "import entropy_optax.experiments.text\n"
+        "assert not {'tensorflow_datasets', 'PIL'} & set(sys.modules)\n"
         "assert not [path for path in opened if '-ubyte' in path]\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,7 +10,7 @@ from jax import lax
 
 from entropy_optax.experiments import convolution
 from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
-from entropy_optax.experiments.language_models import CharLSTM, Transformer
+from entropy_optax.experiments.language_models import CharLSTM, WordLSTM
 from entropy_optax.experiments.models import AllCNN, LeNet, MnistFC
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -54,41 +54,33 @@ def test_allcnn_parameters():
     assert count(variables["batch_stats"]) == 2 * norms
 
 
-def test_char_lstm_parameters():
-    """Two layers of four gates with one bias each, as Flax's cells have, and logits."""
-    vocab, units = 87, 128
-    gates = lambda n_in: 4 * units * (n_in + units + 1)
-    expected = gates(vocab) + gates(units) + (units + 1) * vocab
+def language_shapes(model):
     tokens = jnp.zeros((2, 5), jnp.int32)
-    init = lambda: CharLSTM().init(jax.random.key(0), tokens, train=False)
-    assert count(jax.eval_shape(init)["params"]) == expected
+    init = lambda: model.init(
+        jax.random.key(0), tokens, model.initial_carry(2), train=False
+    )
+    return jax.eval_shape(init)["params"]
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        CharLSTM(vocab_size=7, features=8, dropout_rate=0.5),
-        Transformer(vocab_size=7, features=8, num_heads=2, dropout_rate=0.5),
-    ],
-    ids=["char-lstm", "transformer"],
-)
-def test_language_models(model):
-    """No logit sees a later token; dropout acts in training alone."""
-    tokens = jax.random.randint(jax.random.key(0), (3, 6), 0, 7)
-    variables = jax.jit(lambda k: model.init(k, tokens, train=False))(jax.random.key(1))
-    evaluate = jax.jit(lambda tokens: model.apply(variables, tokens, train=False))
-    logits = evaluate(tokens)
-    assert logits.shape == (3, 6, 7)
-    later = evaluate(tokens.at[:, 4].set((tokens[:, 4] + 1) % 7))
-    np.testing.assert_allclose(later[:, :4], logits[:, :4], atol=1e-6)
-    assert np.all(np.max(np.abs(later - logits)[:, 4:], axis=-1) > 1e-6)
+def gates(n_in, units):
+    """An LSTM's parameters: four gates with one bias each, as Flax's cells have."""
+    return 4 * units * (n_in + units + 1)
 
-    @jax.jit
-    def train(key):
-        return model.apply(variables, tokens, train=True, rngs={"dropout": key})
 
-    assert not np.allclose(train(jax.random.key(2)), train(jax.random.key(3)))
-    assert not np.allclose(train(jax.random.key(2)), logits)
+def test_char_lstm_parameters():
+    """Two layers and logits, in the paper's size and a small one."""
+    for vocab, units in ((87, 128), (7, 8)):
+        expected = gates(vocab, units) + gates(units, units) + (units + 1) * vocab
+        model = CharLSTM(vocab_size=vocab, features=units)
+        assert count(language_shapes(model)) == expected
+
+
+def test_word_lstm_parameters():
+    for vocab, units in ((10_000, 1500), (7, 8)):
+        expected = vocab * units + 2 * gates(units, units) + (units + 1) * vocab
+        model = WordLSTM(vocab_size=vocab, features=units)
+        assert count(language_shapes(model)) == expected
+    assert count(language_shapes(WordLSTM())) == 66_022_000  # the paper's 66 million
 
 
 @pytest.mark.parametrize("network", [MnistFC, LeNet, AllCNN])
