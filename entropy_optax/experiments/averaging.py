@@ -36,14 +36,14 @@ def lookahead(
 
     def init(params: Any) -> LookaheadState:
         pair = optax.LookaheadParams(params, params)
-        return LookaheadState(tx.init(pair), jax.tree.map(jnp.copy, params))  # pyright: ignore[reportArgumentType]  # a pair of params
+        return LookaheadState(tx.init(pair), jax.tree.map(jnp.copy, params))
 
     def update(
-        updates: Any, state: LookaheadState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, LookaheadState]:
         del extra_args
         pair = optax.LookaheadParams(params, state.slow)
-        moves, inner = tx.update(updates, state.inner, pair)  # pyright: ignore[reportArgumentType]
+        moves, inner = tx.update(updates, state.inner, pair)
         slow = optax.apply_updates(state.slow, moves.slow)  # pyright: ignore[reportAttributeAccessIssue]
         return moves.fast, LookaheadState(inner, slow)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -89,7 +89,7 @@ def average_iterates(
         )
 
     def update(
-        updates: Any, state: AverageState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, AverageState]:
         updates, inner = optimizer.update(updates, state.inner, params, **extra_args)
         new = optax.apply_updates(params, updates)

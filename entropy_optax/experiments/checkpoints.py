@@ -1,9 +1,9 @@
 """Runs that can be killed at any moment and go on bit for bit."""
 
+import pathlib
 import signal
 import time
 from typing import Any, NamedTuple
-import pathlib
 
 import jax
 import orbax.checkpoint as ocp
@@ -68,6 +68,15 @@ class Checkpoints:
         signal.signal(signal.SIGINT, self._handler)
         self._manager.close()
 
+    @property
+    def gradients(self) -> int:
+        """Gradients done at the newest checkpoint.
+
+        Returns:
+          The number, 0 if there is no checkpoint.
+        """
+        return self._manager.latest_step() or 0
+
     def due(self) -> bool:
         """Whether it is time to save.
 
@@ -89,7 +98,7 @@ class Checkpoints:
             gradients,
             args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave({"run": arrays, "chosen": chosen}),
-                logs=ocp.args.JsonSave([vars(log) for log in logs]),
+                logs=ocp.args.JsonSave({"members": [vars(log) for log in logs]}),
             ),
         )
         self._manager.wait_until_finished()
@@ -119,4 +128,6 @@ class Checkpoints:
             ),
         )
         tree = restored["arrays"]
-        return Saved(gradients, tree["run"], tree["chosen"], restored["logs"])
+        return Saved(
+            gradients, tree["run"], tree["chosen"], restored["logs"]["members"]
+        )

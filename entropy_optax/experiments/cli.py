@@ -1,15 +1,16 @@
-"""The command line: `entropy-optax train` and `entropy-optax tune`."""
+"""The command line: `entropy-optax train`, `tune`, `table1` and `report`."""
 
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from entropy_optax.experiments.data import DataError
+from entropy_optax.experiments.hyperparameters import OptimizerName
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
@@ -26,7 +27,9 @@ Examples:
   entropy-optax train --model mnistfc --optimizer sgd entropy_sgd --seeds 0 1 2 3 4
   entropy-optax train --preset quickstart --entropy-sgd.gamma 0
   ENTROPY_OPTAX_DATA=~/data entropy-optax train --data mnist --num-gradients 20000
-  entropy-optax tune --grid quickstart_grid --out results/quickstart"""
+  entropy-optax tune --grid quickstart_grid --out results/quickstart
+  entropy-optax table1 --row lenet --optimizer entropy_sgd --seed 0
+  entropy-optax report"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,42 @@ class Tune:
     """Also write the chosen settings to this preset file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Table1:
+    """Train one optimizer with one seed on one row of the paper's Table 1.
+
+    The run's folder is OUT/ROW/SETTINGS-GRADIENTS/OPTIMIZER-SEED. It holds
+    metrics.jsonl, checkpoints until the run has ended, and then result.json. A run
+    that was stopped, by Ctrl-C or by a kill, goes on bit for bit with the same
+    command. The test set is read once, at the end.
+    """
+
+    row: Literal["mnistfc", "lenet", "allcnn", "word_lstm", "char_lstm"]
+    """Network and data set."""
+    optimizer: OptimizerName = "entropy_sgd"
+    """Optimizer to train with."""
+    seed: int = 0
+    """Of initialisation, order of batches, dropout and noise."""
+    budget: int | None = None
+    """Gradients to take; by default the preset's."""
+    settings: Literal["tuned", "paper", "short"] = "tuned"
+    """Chosen by `tune` on the validation split; the paper's; or a short real run."""
+    out: pathlib.Path = pathlib.Path("runs/table1")
+    """Folder of all runs."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, to OUT/.../tensorboard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Collect the runs of `table1` into one record, a table and figures."""
+
+    runs: pathlib.Path = pathlib.Path("runs/table1")
+    """Folder of the runs."""
+    out: pathlib.Path = pathlib.Path("results/table1")
+    """Folder of runs.json, table.md and the figures; records that are there stay."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -87,6 +126,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             return tune.tune(
                 command.grid, command.out, command.write_preset, argv, _console()
             )
+        if isinstance(command, Table1):
+            from entropy_optax.experiments import table1
+
+            settings = table1.settings_of(
+                command.row,
+                command.settings,
+                command.optimizer,
+                command.seed,
+                command.budget,
+            )
+            folder = (
+                command.out
+                / command.row
+                / f"{command.settings}-{settings.num_gradients}"
+                / f"{command.optimizer}-{command.seed}"
+            )
+            return table1.run(
+                settings, folder, _console(), tensorboard=command.tensorboard
+            )
+        if isinstance(command, Report):
+            from entropy_optax.experiments import table1_report
+
+            return table1_report.write(command.runs, command.out, _console())
         check(command)
         from entropy_optax.experiments import train
 
@@ -112,6 +174,8 @@ def _parse(argv: Sequence[str]) -> Any:
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
+        | Annotated[Table1, tyro.conf.subcommand("table1")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
     )
     return tyro.cli(
         commands,

@@ -130,14 +130,14 @@ class TextEvaluator:
         def measure(variables: Any, windows: jax.Array) -> jax.Array:
             def body(carry: Any, window: jax.Array) -> tuple[Any, jax.Array]:
                 inputs, targets = window[:, :-1], window[:, 1:]
-                logits, carry = model.apply(variables, inputs, carry, train=False)  # pyright: ignore[reportGeneralTypeIssues]
+                logits, carry = model.apply(variables, inputs, carry, train=False)
                 losses = optax.softmax_cross_entropy_with_integer_labels(
                     logits, targets
                 )
                 wrong = jnp.argmax(logits, axis=-1) != targets
                 return carry, jnp.stack([jnp.mean(wrong), jnp.mean(losses)])
 
-            start: Any = model.initial_carry(windows.shape[1])  # pyright: ignore[reportAttributeAccessIssue]
+            start: Any = model.initial_carry(windows.shape[1])
             _, means = jax.lax.scan(body, start, windows)
             return jnp.mean(means, axis=0)
 

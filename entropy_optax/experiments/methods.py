@@ -141,9 +141,7 @@ def make_method(
         sgd = optax.sgd(schedule, momentum=momentum, nesterov=momentum is not None)
         tx = optax.chain(decay, sgd)
     if isinstance(group, SAMSettings):
-        uphill = optax.chain(
-            optax.contrib.normalize(), optax.sgd(traced["radius"])
-        )
+        uphill = optax.chain(optax.contrib.normalize(), optax.sgd(traced["radius"]))
         # The clip belongs to the descent: the way uphill is normalised anyhow.
         tx = optax.contrib.sam(optax.chain(*clips, tx), uphill, sync_period=2)
         return Method(tx, lambda state, params: params)

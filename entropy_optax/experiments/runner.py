@@ -3,93 +3,19 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from entropy_optax.experiments import methods
 from entropy_optax.experiments.checkpoints import Checkpoints
-from entropy_optax.experiments.evaluate import Score
-from entropy_optax.experiments.hyperparameters import SAMSettings
-from entropy_optax.experiments.settings import Settings, gradients_per_update
+from entropy_optax.experiments.compiled import Step, compile_step, repeats
+from entropy_optax.experiments.compiled import member as member_of
+from entropy_optax.experiments.runs import Log, Member, Progress, Run, Stopped
+from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import Task
-from entropy_optax.training import TrainState, linen_carry, linen_train_step
-
-
-class Progress(NamedTuple):
-    """What is known after each `report_every` gradients of a run.
-
-    Attributes:
-      optimizer: its name.
-      seed: of the run.
-      gradients: gradient evaluations done.
-      loss: mean training loss over the newest `report_every` gradients, in nats.
-      rate: the scheduled rate that was in force.
-      seconds: spent on training so far, compilation and evaluation apart.
-      validation: score on the validation split, where it was measured.
-    """
-
-    optimizer: str
-    seed: int
-    gradients: int
-    loss: float
-    rate: float
-    seconds: float
-    validation: Score | None
-
-
-class Run(NamedTuple):
-    """Result of one run; "chosen" is the point of the lowest validation error or loss.
-
-    Attributes:
-      optimizer: its name.
-      seed: of the run.
-      gradients: gradient evaluations, counted by the optimizer.
-      seconds: spent on training, compilation and evaluation apart; runs that were
-        trained together share it.
-      evaluation_seconds: spent on measuring errors.
-      compile_seconds: spent on compiling the step, 0 where it was compiled before.
-      training_loss: mean over the newest `report_every` gradients, in nats.
-      curve: `(gradients, validation error or loss)` at each measurement.
-      validation_last: score on the validation split after the last gradient.
-      chosen_gradients: gradients at the chosen point.
-      validation_chosen: score on the validation split there.
-      test_last: score on the test split after the last gradient, None if not asked for.
-      test_chosen: score on the test split at the chosen point.
-    """
-
-    optimizer: str
-    seed: int
-    gradients: int
-    seconds: float
-    evaluation_seconds: float
-    compile_seconds: float
-    training_loss: float
-    curve: tuple[tuple[int, float], ...]
-    validation_last: Score
-    chosen_gradients: int
-    validation_chosen: Score
-    test_last: Score | None
-    test_chosen: Score | None
-
-
-class Member(NamedTuple):
-    """One of several runs that are trained together.
-
-    Attributes:
-      seed: of initialisation, order of the batches, dropout and noise.
-      settings: differ between members in numbers that are traced at most.
-    """
-
-    seed: int
-    settings: Settings
-
-
-class Stopped(Exception):
-    """A run was asked to stop and has been saved."""
 
 
 class Experiment:
@@ -103,7 +29,7 @@ class Experiment:
     def __init__(self, settings: Settings, task: Task):
         self.settings = settings
         self.task = task
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[Any, Step] = {}
 
     def run(
         self,
@@ -167,14 +93,14 @@ class Experiment:
         traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *traced)
         keys = jnp.stack([jax.random.key(m.seed) for m in members])
         arrays = init(traced, keys)
-        logs = [_Log() for _ in members]
+        logs = [Log() for _ in members]
         # The best params so far are a copy only where they are not the newest.
         chosen = jax.tree.map(jnp.copy, (arrays["params"], arrays["model_state"]))
         begin = 0
         if checkpoints is not None and (saved := checkpoints.restore(arrays, chosen)):
             arrays, chosen, begin = saved.arrays, saved.chosen, saved.gradients
-            logs = [_Log(**log) for log in saved.logs]
-        repeat = 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
+            logs = [Log(**log) for log in saved.logs]
+        repeat = repeats(settings, optimizer)
         streams = [
             itertools.islice(self.task.indices(m.seed), begin // repeat, None)
             for m in members
@@ -198,7 +124,7 @@ class Experiment:
                 measured = None
                 if evaluate:
                     start = time.perf_counter()
-                    state = _member(arrays, i)
+                    state = member_of(arrays, i)
                     at = self._evaluated(optimizer, member.settings, state)
                     variables = self.task.variables(*at)
                     measured = log.last = self.task.score(variables, "validation")
@@ -234,8 +160,8 @@ class Experiment:
                 optimizer,
                 member,
                 log,
-                _member(arrays, i),
-                _member(chosen, i),
+                member_of(arrays, i),
+                member_of(chosen, i),
                 compile_seconds,
                 test,
             )
@@ -243,8 +169,11 @@ class Experiment:
         ]
 
     def _evaluated(self, optimizer: str, settings: Settings, state: Any) -> Any:
-        eval_params = self._method(optimizer, settings).eval_params
-        params = eval_params(state["opt_state"], state["params"])
+        traced, _ = methods.split_settings(optimizer, settings)
+        method = methods.make_method(
+            optimizer, settings, traced, key=jax.random.key(0), carry_init=None
+        )
+        params = method.eval_params(state["opt_state"], state["params"])
         # Copies, because the step donates its state.
         return jax.tree.map(jnp.copy, (params, state["model_state"]))
 
@@ -252,7 +181,7 @@ class Experiment:
         self,
         optimizer: str,
         member: Member,
-        log: "_Log",
+        log: Log,
         state: Any,
         chosen: Any,
         compile_seconds: float,
@@ -292,142 +221,9 @@ class Experiment:
             test_chosen=test_chosen,
         )
 
-    def _method(
-        self,
-        optimizer: str,
-        settings: Settings,
-        traced: Any = None,
-        key: Any = None,
-        carry: Any = None,
-    ) -> methods.Method:
-        if traced is None:
-            traced, _ = methods.split_settings(optimizer, settings)
-        # The key of the noise lives in the optimizer's state: only `init` reads it.
-        key = jax.random.key(0) if key is None else key
-        return methods.make_method(
-            optimizer, settings, traced, key=key, carry_init=carry
-        )
-
-    def _step(self, optimizer: str, settings: Settings, count: int) -> tuple[Any, Any]:
-        # `init(traced, keys)` and `advance(arrays, traced, data, indices)`, both over
-        # a leading axis of members.
+    def _step(self, optimizer: str, settings: Settings, count: int) -> Step:
         traced, static = methods.split_settings(optimizer, settings)
-        cache_key = (optimizer, *static.items(), *traced, settings.num_gradients, count)
-        if cache_key not in self._compiled:
-            init, advance = self._functions(optimizer, settings)
-            over = jax.vmap if count > 1 else _over_one
-            init = jax.jit(over(init))
-            mapped = over(advance, in_axes=(0, 0, None, 0))
-            traced = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), traced)
-            keys = jnp.stack([jax.random.key(0)] * count)
-            stream = self.task.indices(0)
-            repeat = 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
-            one = np.stack([next(stream) for _ in range(settings.report_every // repeat)])
-            indices = jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
-            arrays = jax.eval_shape(init, traced, keys)
-            compiled = (
-                jax.jit(mapped, donate_argnums=0)
-                .lower(arrays, traced, self.task.data, indices)
-                .compile()
-            )
-            self._compiled[cache_key] = init, compiled
-        return self._compiled[cache_key]
-
-    def _functions(self, optimizer: str, settings: Settings) -> tuple[Any, Any]:
-        task = self.task
-        _, model_state = jax.eval_shape(task.init, jax.random.key(0))
-        per_update = gradients_per_update(settings, optimizer)
-        repeat = 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
-
-        def tx(traced: Any, key: Any = None) -> optax.GradientTransformationExtraArgs:
-            carry = linen_carry(model_state)
-            return self._method(optimizer, settings, traced, key, carry).tx
-
-        def init(traced: Any, key: jax.Array) -> dict[str, Any]:
-            init_key, noise_key, dropout_key = jax.random.split(key, 3)
-            params, state = task.init(init_key)
-            state = TrainState.create(
-                apply_fn=lambda: None,
-                params=params,
-                tx=tx(traced, noise_key),
-                batch_stats=state,
-                rng_key=dropout_key,
-            )
-            # Copies: no buffer may be donated twice.
-            return jax.tree.map(jnp.copy, _arrays(state))
-
-        def advance(arrays: Any, traced: Any, data: Any, indices: Any) -> Any:
-            key = arrays["rng_key"]
-
-            def loss_fn(params: Any, state: Any, batch: Any, _: Any) -> Any:
-                batch, number = batch
-                drop = jax.random.fold_in(key, number)
-                return task.loss(params, state, batch, number, drop)
-
-            step = linen_train_step(loss_fn)
-            # Gradients of one minibatch have one number, and one dropout mask.
-            numbers = (arrays["step"] + jnp.arange(settings.report_every)) // repeat
-            indices = jnp.repeat(indices, repeat, axis=0)
-            groups = jax.tree.map(
-                lambda leaf: leaf.reshape(-1, per_update, *leaf.shape[1:]),
-                (indices, numbers),
-            )
-
-            def body(arrays: Any, group: Any) -> Any:
-                picked, numbers = group
-                batches = jax.vmap(task.gather, (None, 0))(data, picked)
-                state = TrainState(
-                    apply_fn=lambda: None,
-                    tx=tx(traced),
-                    batch_stats=arrays["model_state"],
-                    **{name: arrays[name] for name in _FIELDS},
-                )
-                state, metrics = step(state, (batches, numbers))
-                return _arrays(state), metrics["loss"]
-
-            arrays, losses = jax.lax.scan(body, arrays, groups)
-            return arrays, jnp.mean(losses)
-
-        return init, advance
-
-
-class _Log:
-    # What is known of a run besides its arrays; goes into a checkpoint as JSON.
-    def __init__(self, **values: Any):
-        self.seconds = 0.0
-        self.evaluation_seconds = 0.0
-        self.training_loss = float("nan")
-        self.curve: list[Any] = []
-        self.best = float("inf")
-        self.chosen_gradients = 0
-        self.last: Score | None = None
-        self.chosen: Score | None = None
-        vars(self).update(values)
-        self.last = Score(*self.last) if self.last else None
-        self.chosen = Score(*self.chosen) if self.chosen else None
-
-
-_FIELDS = ("step", "params", "opt_state", "rng_key")
-
-
-def _arrays(state: Any) -> dict[str, Any]:
-    # The optimizer is made of traced numbers and must not leave the compiled function.
-    arrays = {name: getattr(state, name) for name in _FIELDS}
-    return arrays | {"model_state": state.batch_stats}
-
-
-def _member(tree: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], tree)
-
-
-def _over_one(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-    # As jax.vmap over an axis of length 1, without batched operations.
-    def mapped(*args: Any) -> Any:
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
-        args = [
-            arg if axis is None else _member(arg, 0)
-            for arg, axis in zip(args, axes, strict=True)
-        ]
-        return jax.tree.map(lambda leaf: leaf[None], function(*args))
-
-    return mapped
+        key = (optimizer, *static.items(), *traced, settings.num_gradients, count)
+        if key not in self._compiled:
+            self._compiled[key] = compile_step(self.task, optimizer, settings, count)
+        return self._compiled[key]

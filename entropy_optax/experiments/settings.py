@@ -56,6 +56,8 @@ class Settings:
     """Optimizers to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run for each: another initialisation, order of batches, dropout and noise."""
+    together: bool = False
+    """Train the seeds of one configuration together, for small networks."""
     num_gradients: Annotated[
         int,
         _help(
@@ -64,8 +66,7 @@ class Settings:
         ),
     ] = 640
     batch_size: int = 128
-    """Examples per gradient, drawn without replacement within an epoch; for text,
-    streams that are read side by side."""
+    """Examples per gradient, without replacement within an epoch; streams of text."""
     sequence_length: int = 50
     """Tokens of each stream per gradient, for text."""
     dropout_rate: float | None = None
@@ -73,9 +74,9 @@ class Settings:
     features: int | None = None
     """Units of each layer of an LSTM; None leaves the model's own."""
     clip_norm: float | None = None
-    """Gradients are scaled down to this norm; within the inner loop of local entropy."""
+    """Gradients are scaled down to this norm, within the inner loop too."""
     clip_value: float | None = None
-    """Entries of the gradients are clamped to this size, likewise."""
+    """Entries of the gradients are clamped to this size, within the inner loop too."""
     rate_schedule: Annotated[
         RateShape,
         _help(
@@ -109,7 +110,11 @@ class Settings:
     schedule_free: ScheduleFreeSettings = ScheduleFreeSettings()
     entropy_sgd: EntropySGDSettings = EntropySGDSettings()
     entropy_adam: EntropySGDSettings = EntropySGDSettings(
-        outer="adam", learning_rate=0.01, outer_momentum=0.5, num_steps=5, anneal="outer"
+        outer="adam",
+        learning_rate=0.01,
+        outer_momentum=0.5,
+        num_steps=5,
+        anneal="outer",
     )
     averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
     """Control: Entropy-SGD without its pull and noise."""
@@ -185,6 +190,18 @@ def check(settings: Settings) -> None:
             )
 
 
+def metric(settings: Settings) -> Literal["error", "loss"]:
+    """What the best is chosen by.
+
+    Args:
+      settings: of the experiment.
+
+    Returns:
+      The validation error for images, the validation loss for text.
+    """
+    return "loss" if settings.model.endswith("lstm") else "error"
+
+
 def gradients_per_update(settings: Settings, optimizer: str) -> int:
     """How many gradients an optimizer takes between two of its updates.
 
@@ -255,8 +272,9 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         if isinstance(value, dict):
             # Over the group's defaults, which differ between groups of one type.
-            from_dict(type(fields[name].default), value)
-            made[name] = dataclasses.replace(fields[name].default, **value)
+            group: Any = fields[name].default
+            from_dict(type(group), value)
+            made[name] = dataclasses.replace(group, **value)
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
     return cls(**made)

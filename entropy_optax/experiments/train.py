@@ -8,10 +8,10 @@ import time
 from rich.console import Console
 
 from entropy_optax.experiments import figure, report
-from entropy_optax.experiments.data import load
 from entropy_optax.experiments.progress import ProgressDisplay
-from entropy_optax.experiments.runner import Experiment, Progress, Run
+from entropy_optax.experiments.runner import Experiment, Member, Progress, Run
 from entropy_optax.experiments.settings import Settings, SettingsError
+from entropy_optax.experiments.tasks import make_task
 
 
 def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int:
@@ -26,19 +26,19 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
       The exit code, 0 or 130 after Ctrl-C.
     """
     start = time.monotonic()
-    dataset = load(settings.data)
-    experiment = Experiment(settings, dataset)
+    task = make_task(settings)
+    experiment = Experiment(settings, task)
     folder = make_folder(out, settings)
     console.print(
-        f"{settings.model} on {dataset.name}: {len(dataset.train.labels)} training,"
-        f" {len(dataset.validation.labels)} validation, {len(dataset.test.labels)} test"
-        f" images. Writing to {folder}",
+        f"{settings.model} on {task.description}. Writing to {folder}",
         soft_wrap=True,
         highlight=False,
     )
     # Seeds outside, so that an interrupted experiment has every optimizer.
-    pairs = [(name, seed) for seed in settings.seeds for name in settings.optimizer]
-    display = ProgressDisplay(console, len(pairs), settings.num_gradients)
+    seeds = [settings.seeds] if settings.together else [(s,) for s in settings.seeds]
+    groups = [(name, group) for group in seeds for name in settings.optimizer]
+    num_runs = len(settings.seeds) * len(settings.optimizer)
+    display = ProgressDisplay(console, num_runs, settings.num_gradients)
     runs: list[Run] = []
     stopped = False
     with (folder / "metrics.jsonl").open("w") as metrics, display:
@@ -49,13 +49,14 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
             display(progress)
 
         try:
-            for optimizer, seed in pairs:
-                runs.append(experiment.run(optimizer, seed, report=record))
+            for optimizer, group in groups:
+                members = [Member(seed, settings) for seed in group]
+                runs += experiment.run_together(optimizer, members, report=record)
         except KeyboardInterrupt:
             stopped = True
     # One order for table, figure and JSON: by optimizer, then by seed.
     runs.sort(key=lambda run: settings.optimizer.index(run.optimizer))
-    title = f"{settings.model} on {dataset.name}, {settings.num_gradients} gradients"
+    title = f"{settings.model} on {settings.data}, {settings.num_gradients} gradients"
     if runs:
         report.write_results(
             folder / "results.json", settings, runs, complete=not stopped
@@ -65,7 +66,7 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
     if stopped:
         finished = (
             f"; results.json and error_vs_gradients.png hold the {len(runs)} of"
-            f" {len(pairs)} runs that had ended"
+            f" {num_runs} runs that had ended"
             if runs
             else ""
         )

@@ -1,109 +1,28 @@
 """The command `tune`: equally large grids, judged on the validation split."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import shlex
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
 from entropy_optax.experiments import report, tune_report
-from entropy_optax.experiments.data import load
-from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.grid import (
+    configurations,
+    load_grid,
+    next_configuration,
+)
+from entropy_optax.experiments.runner import Experiment, Member
 from entropy_optax.experiments.settings import (
-    PRESETS,
+    GROUPS,
     Settings,
     SettingsError,
-    check,
-    from_dict,
+    metric,
 )
-
-
-class Grid(NamedTuple):
-    """A grid file.
-
-    Attributes:
-      settings: what all configurations share; its seeds are for tuning only.
-      preset_seeds: seeds of the preset that is written, none of them a tuning seed.
-      axes: for each optimizer, field to values; a configuration is one of each.
-      sources: where each constant that is not on an axis comes from.
-    """
-
-    settings: Settings
-    preset_seeds: tuple[int, ...]
-    axes: dict[str, dict[str, list[Any]]]
-    sources: dict[str, str]
-
-
-def load_grid(name: str) -> Grid:
-    """Reads and checks a grid file.
-
-    Args:
-      name: name in `presets/` or path.
-
-    Returns:
-      The grid.
-
-    Raises:
-      SettingsError: if it does not exist, is no grid, gives the optimizers different
-        numbers of configurations, or reports on a seed it tunes on.
-    """
-    path = pathlib.Path(name)
-    if not path.suffix:
-        path = PRESETS / f"{name}.json"
-    try:
-        content = json.loads(path.read_text())
-        settings = from_dict(
-            Settings, content["settings"] | {"optimizer": list(content["grid"])}
-        )
-        grid = Grid(
-            settings,
-            tuple(content["preset_seeds"]),
-            content["grid"],
-            content.get("sources", {}),
-        )
-    except OSError as error:
-        raise SettingsError(f"--grid: cannot read {path} ({error.strerror})") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise SettingsError(f"--grid: {path} is not a grid ({error!r})") from error
-    counts = {name: len(configurations(grid, name)) for name in grid.axes}
-    if len(set(counts.values())) != 1:
-        raise SettingsError(f"--grid: wanted equal numbers of settings, got {counts}")
-    if set(grid.preset_seeds) & set(settings.seeds):
-        raise SettingsError("--grid: a seed is both for tuning and for reporting")
-    for optimizer in grid.axes:
-        for settings in configurations(grid, optimizer):
-            check(settings)
-    return grid
-
-
-def configurations(grid: Grid, optimizer: str) -> list[Settings]:
-    """All settings of one optimizer's grid.
-
-    Args:
-      grid: the grid.
-      optimizer: its name.
-
-    Returns:
-      The product of the axes.
-
-    Raises:
-      SettingsError: if an axis is no field of the optimizer's settings.
-    """
-    axes = grid.axes[optimizer]
-    base = getattr(grid.settings, optimizer)
-    made = []
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        unknown = set(point) - {field.name for field in dataclasses.fields(base)}
-        if unknown:
-            raise SettingsError(f"--grid: {optimizer} has no field {unknown.pop()!r}")
-        group = dataclasses.replace(base, **point)
-        made.append(dataclasses.replace(grid.settings, **{optimizer: group}))
-    return made
+from entropy_optax.experiments.tasks import make_task
 
 
 def tune(
@@ -139,38 +58,23 @@ def tune(
         raise SettingsError(
             f"--out: cannot write to {out} ({error.strerror})"
         ) from error
-    experiment = Experiment(grid.settings, load(grid.settings.data))
-    todo = [(name, s) for name in grid.axes for s in configurations(grid, name)]
+    experiment = Experiment(grid.settings, make_task(grid.settings))
+    total = sum(grid.budget or len(configurations(grid, name)) for name in grid.axes)
+    by = metric(grid.settings)
     try:
-        for number, (name, settings) in enumerate(todo, start=1):
-            point = dataclasses.asdict(getattr(settings, name))
-            if find(results, name, point) is None:
-                # Only the last point is judged: measure nothing on the way to it.
-                once = dataclasses.replace(
-                    settings, evaluate_every=settings.num_gradients
-                )
-                runs = [
-                    experiment.run(name, seed, once, test=False)
-                    for seed in settings.seeds
-                ]
-                results.append(
-                    {
-                        "optimizer": name,
-                        "hyperparameters": point,
-                        "validation_error": [r.validation_last.error for r in runs],
-                        "validation_loss": [r.validation_last.loss for r in runs],
-                        "gradients": [r.gradients for r in runs],
-                        "seconds": [round(r.seconds, 2) for r in runs],
-                    }
-                )
+        for name in grid.axes:
+            while settings := next_configuration(grid, name, results):
+                entry = _try(experiment, name, settings)
+                results.append(entry)
                 _write(results_path, common, results)
-            axes = {axis: point[axis] for axis in grid.axes[name]}
-            errors = find(results, name, point)["validation_error"]
-            console.print(
-                f"{number}/{len(todo)} {name} {axes}: validation error"
-                f" {report.estimate(errors)} %",
-                soft_wrap=True,
-            )
+                axes = {
+                    axis: entry["hyperparameters"][axis] for axis in grid.axes[name]
+                }
+                values = report.estimate(entry[f"validation_{by}"])
+                console.print(
+                    f"{len(results)}/{total} {name} {axes}: validation {by} {values}",
+                    soft_wrap=True,
+                )
     except KeyboardInterrupt:
         console.print(f"Stopped. {results_path} keeps {len(results)} configurations.")
         return 130
@@ -182,21 +86,25 @@ def tune(
     return 0
 
 
-def find(results: list[dict[str, Any]], optimizer: str, point: dict[str, Any]) -> Any:
-    """Looks a configuration up.
-
-    Args:
-      results: entries of `grid.json`.
-      optimizer: its name.
-      point: all its hyperparameters.
-
-    Returns:
-      The entry, or None if it has not been run.
-    """
-    for entry in results:
-        if entry["optimizer"] == optimizer and entry["hyperparameters"] == point:
-            return entry
-    return None
+def _try(experiment: Experiment, name: str, settings: Settings) -> dict[str, Any]:
+    # Only the last point is judged: measure nothing on the way to it.
+    once = dataclasses.replace(settings, evaluate_every=settings.num_gradients)
+    members = [Member(seed, once) for seed in settings.seeds]
+    groups = [members] if settings.together else [[member] for member in members]
+    runs = [
+        run
+        for group in groups
+        for run in experiment.run_together(name, group, test=False)
+    ]
+    return {
+        "optimizer": name,
+        "hyperparameters": dataclasses.asdict(getattr(settings, name)),
+        "validation_error": [run.validation_last.error for run in runs],
+        "validation_loss": [run.validation_last.loss for run in runs],
+        "training_loss": [run.training_loss for run in runs],
+        "gradients": [run.gradients for run in runs],
+        "seconds": [round(run.seconds, 2) for run in runs],
+    }
 
 
 def _common(settings: Settings) -> dict[str, Any]:
@@ -205,15 +113,22 @@ def _common(settings: Settings) -> dict[str, Any]:
     Returns:
       Those fields of the settings.
     """
-    names = (
-        "model",
-        "data",
-        "seeds",
-        "num_gradients",
-        "batch_size",
-        "rate_schedule",
-    )
-    return {name: getattr(settings, name) for name in names}
+    names = ("model", "data", "seeds", "num_gradients", "batch_size", "rate_schedule")
+    common = {name: getattr(settings, name) for name in names}
+    # The rest only where it differs, so that older records stay valid.
+    ignored = {
+        *names,
+        *GROUPS,
+        "optimizer",
+        "evaluate_every",
+        "report_every",
+        "together",
+    }
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name not in ignored and value != field.default:
+            common[field.name] = value
+    return common
 
 
 def _load_results(path: pathlib.Path, common: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from entropy_optax.experiments import report
+from entropy_optax.experiments.settings import metric
 
 if TYPE_CHECKING:
-    from entropy_optax.experiments.tune import Grid
+    from entropy_optax.experiments.grid import Grid
 
 Entry = dict[str, Any]
 
@@ -34,17 +35,23 @@ def ranked(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
     def belongs(entry: Entry) -> bool:
         point = entry["hyperparameters"]
         return all(
-            point[name] in axes[name] if name in axes else point[name] == base[name]
+            point.get(name, base[name]) in axes[name]
+            if name in axes
+            else point.get(name, base[name]) == base[name]
             for name in base
         )
 
     def order(entry: Entry) -> tuple[float, float]:
         # A loss that is not finite is None in JSON.
-        losses = [math.inf if x is None else x for x in entry["validation_loss"]]
-        return (
-            report.estimate(entry["validation_error"]).mean,
-            sum(losses) / len(losses),
-        )
+        by = metric(grid.settings)
+        means = []
+        for name in (by, "loss"):
+            values = [
+                math.inf if x is None or x != x else x
+                for x in entry[f"validation_{name}"]
+            ]
+            means.append(sum(values) / len(values))
+        return means[0], means[1]
 
     own = [e for e in results if e["optimizer"] == optimizer and belongs(e)]
     return sorted(own, key=order)
@@ -144,7 +151,10 @@ def write_preset(
       results_path: where they are, to cite.
       command: what made them, to cite.
     """
-    settings = report.to_json(grid.settings) | {"seeds": list(grid.preset_seeds)}
+    settings = report.to_json(
+        dataclasses.replace(grid.settings, seeds=grid.preset_seeds)
+    )
+    settings |= grid.preset_settings
     sources = dict(grid.sources)
     for optimizer, axes in grid.axes.items():
         best = ranked(grid, results, optimizer)[0]
