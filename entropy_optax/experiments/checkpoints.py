@@ -43,7 +43,9 @@ class Checkpoints:
         self._seconds = seconds
         self._last = time.monotonic()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=False
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # what a kill left half done
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
         self._handler: Any = None

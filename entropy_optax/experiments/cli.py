@@ -1,7 +1,8 @@
-"""The command line: `entropy-optax train`, `tune`, `table1` and `report`."""
+"""The command line: `entropy-optax train`, `tune`, `table1`, `study`, `report`."""
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ Examples:
   ENTROPY_OPTAX_DATA=~/data entropy-optax train --data mnist --num-gradients 20000
   entropy-optax tune --grid quickstart_grid --out results/quickstart
   entropy-optax table1 --row lenet --optimizer entropy_sgd --seed 0
+  entropy-optax study --part compare --scenario 500
   entropy-optax report"""
 
 
@@ -36,7 +38,7 @@ Examples:
 class Train(Settings):
     """Train each optimizer with each seed; print a table, write a figure and JSON.
 
-    The folder holds metrics.jsonl: one line per num_steps gradients. Beside it are
+    The folder holds metrics.jsonl: one line per report_every gradients. Beside it are
     results.json with the settings, versions and every number of the table, and
     error_vs_gradients.png. The test set is read at the end of a run and decides
     nothing.
@@ -97,13 +99,29 @@ class Table1:
 
 
 @dataclasses.dataclass(frozen=True)
+class Study:
+    """Ask where flat minima should pay, on small training sets of shipped digits.
+
+    Every part writes records below OUT. `compare` tunes all methods and runs ten fresh
+    seeds; the others start from what it chose.
+    """
+
+    part: Literal["compare", "headroom", "ablation", "stability"]
+    """What to run."""
+    scenario: tuple[str, ...] = ()
+    """Training sets, by default all of `compare` and the main ones of the others."""
+    out: pathlib.Path = pathlib.Path("results/flat_minima")
+    """Folder of the records."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
-    """Collect the runs of `table1` into one record, a table and figures."""
+    """Collect the runs of `table1`; write the tables and figures of all records."""
 
     runs: pathlib.Path = pathlib.Path("runs/table1")
-    """Folder of the runs."""
-    out: pathlib.Path = pathlib.Path("results/table1")
-    """Folder of runs.json, table.md and the figures; records that are there stay."""
+    """Folder of finished runs, if there are any new ones."""
+    results: pathlib.Path = pathlib.Path("results")
+    """Folder of the records and of the page README.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,9 +164,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings, folder, _console(), tensorboard=command.tensorboard
             )
         if isinstance(command, Report):
-            from entropy_optax.experiments import table1_report
+            from entropy_optax.experiments import results_page
 
-            return table1_report.write(command.runs, command.out, _console())
+            return results_page.write(command.runs, command.results, _console())
+        if isinstance(command, Study):
+            from entropy_optax.experiments import study
+
+            return study.run(
+                command.part,
+                command.scenario,
+                command.out,
+                shlex.join(["entropy-optax", *argv]),
+                _console(),
+            )
         check(command)
         from entropy_optax.experiments import train
 
@@ -175,6 +203,7 @@ def _parse(argv: Sequence[str]) -> Any:
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Table1, tyro.conf.subcommand("table1")]
+        | Annotated[Study, tyro.conf.subcommand("study")]
         | Annotated[Report, tyro.conf.subcommand("report")]
     )
     return tyro.cli(

@@ -16,6 +16,8 @@ from entropy_optax.training import reestimate_batch_stats
 # the training data before each measurement would cost more than the training.
 _NUM_STATISTICS_BATCHES = 8
 _EVALUATION_BATCH = 200
+NUM_STREAMS = 20
+"""Parts of a text that are read side by side."""
 
 
 class Score(NamedTuple):
@@ -122,7 +124,7 @@ class TextEvaluator:
         state of zeros; at most `num_streams * length` last tokens are left out.
     """
 
-    def __init__(self, model: nn.Module, length: int, num_streams: int = 20):
+    def __init__(self, model: nn.Module, length: int, num_streams: int = NUM_STREAMS):
         self._model = model
         self._length = length
         self._num_streams = num_streams

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from entropy_optax.experiments import tune_report
 from entropy_optax.experiments.settings import (
+    GROUPS,
     PRESETS,
     Settings,
     SettingsError,
@@ -72,6 +73,8 @@ def load_grid(name: str) -> Grid:
         raise SettingsError(f"--grid: cannot read {path} ({error.strerror})") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise SettingsError(f"--grid: {path} is not a grid ({error!r})") from error
+    if unknown := set(grid.axes) - set(GROUPS):
+        raise SettingsError(f"--grid: {unknown.pop()!r} is not an optimizer")
     counts = {name: len(configurations(grid, name)) for name in grid.axes}
     if grid.budget is None and len(set(counts.values())) != 1:
         raise SettingsError(f"--grid: wanted equal numbers of settings, got {counts}")
@@ -135,7 +138,9 @@ def next_configuration(
       Settings, or None when the product or the budget is spent.
     """
     tried = tune_report.ranked(grid, results, optimizer)
-    points = [entry["hyperparameters"] for entry in tried]
+    # Older records lack fields that came later, with their defaults.
+    base = dataclasses.asdict(getattr(grid.settings, optimizer))
+    points = [base | entry["hyperparameters"] for entry in tried]
     if grid.budget is None:
         todo = configurations(grid, optimizer)
         return next(
@@ -150,35 +155,15 @@ def next_configuration(
         return None
     if not points:
         return _with(grid.settings, optimizer, grid.start[optimizer])
-    # The product is at least as large as the budget and connected by such moves.
     return next(
-        _with(grid.settings, optimizer, neighbour)
-        for point in points
-        for neighbour in neighbours(grid, optimizer, point)
-        if neighbour not in points
+        (
+            _with(grid.settings, optimizer, neighbour)
+            for point in points
+            for neighbour in tune_report.neighbours(grid, optimizer, point)
+            if neighbour not in points
+        ),
+        None,
     )
-
-
-def neighbours(
-    grid: Grid, optimizer: str, point: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Configurations one value up or down on one axis.
-
-    Args:
-      grid: the grid.
-      optimizer: its name.
-      point: all its hyperparameters.
-
-    Returns:
-      Those that exist, in the order of the axes, up first.
-    """
-    found = []
-    for axis, values in grid.axes[optimizer].items():
-        at = values.index(point[axis])
-        for other in (at + 1, at - 1):
-            if 0 <= other < len(values):
-                found.append(point | {axis: values[other]})
-    return found
 
 
 def _with(settings: Settings, optimizer: str, point: dict[str, Any]) -> Settings:

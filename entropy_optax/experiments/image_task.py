@@ -57,7 +57,8 @@ class ImageTask:
       dataset: the data.
 
     Raises:
-      DataError: if the data set is too small for the batch or the model.
+      DataError: if the data set is too small for the batch or the model, or the model
+        has no such option.
     """
 
     metric: Literal["error", "loss"] = "error"
@@ -69,6 +70,8 @@ class ImageTask:
                 f"--batch-size: got {settings.batch_size}, {dataset.name} has"
                 f" {count} training examples"
             )
+        if settings.features is not None:
+            raise DataError("--features: is for LSTMs, of other models it is fixed")
         height, width = dataset.train.images.shape[1:3]
         if settings.model == "lenet" and min(height, width) < 18:
             raise DataError(

@@ -164,14 +164,15 @@ def current_rate(name: str, settings: Settings, gradients: int) -> float:
       gradients: number of gradients taken.
 
     Returns:
-      The learning rate of SGD or Adam, the inner step size of Entropy-SGD.
+      The learning rate of SGD or Adam; of Entropy-SGD the inner step size, or the
+      outer rate where that alone is annealed.
     """
     group = getattr(settings, name)
     if isinstance(group, ScheduleFreeSettings):
         warmup = max(1, int(group.warmup * settings.num_gradients))
         return group.learning_rate * min(1.0, gradients / warmup)
     per_update = 1
-    initial = getattr(group, "step_size", None) or group.learning_rate
+    initial = getattr(group, "step_size", group.learning_rate)
     if isinstance(group, EntropySGDSettings | SAMSettings):
         per_update = gradients_per_update(settings, name)
     if isinstance(group, EntropySGDSettings) and group.anneal == "outer":

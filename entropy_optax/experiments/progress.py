@@ -18,16 +18,20 @@ class ProgressDisplay:
       console: where to; whether it is a terminal decides the form.
       num_runs: number of runs to come.
       num_gradients: gradient evaluations per run.
+      begin: of them done before, by a run that goes on.
     """
 
-    def __init__(self, console: Console, num_runs: int, num_gradients: int):
+    def __init__(
+        self, console: Console, num_runs: int, num_gradients: int, begin: int = 0
+    ):
         self._console = console
         self._num_gradients = num_gradients
         self._total = num_runs * num_gradients
         self._live = console.is_terminal
         self._tasks: dict[tuple[str, int], TaskID] = {}
         self._validation: dict[tuple[str, int], str] = {}
-        self._finished = 0
+        self._done: dict[tuple[str, int], int] = {}
+        self._begin = begin
         self._start = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description:<22}"),
@@ -80,17 +84,16 @@ class ProgressDisplay:
             completed=progress.gradients,
             text=f"{text}  {speed:.0f}/s",
         )
-        done = self._finished + progress.gradients
+        self._done[run] = progress.gradients
+        done = sum(self._done.values())
         self._bar.update(self._overall, completed=done)
         run_ended = progress.gradients == self._num_gradients
-        if run_ended:
-            self._finished = done
         if self._live:
             return
         now = time.monotonic()
         if run_ended or now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (now - self._start) * (self._total / done - 1)
+            left = (now - self._start) * (self._total - done) / (done - self._begin)
             self._console.print(
                 f"{progress.optimizer}, seed {progress.seed}:"
                 f" {progress.gradients}/{self._num_gradients} gradients, {text},"

@@ -16,7 +16,18 @@ from rich.table import Table
 from entropy_optax.experiments.runner import Run
 from entropy_optax.experiments.settings import Settings
 
-LABELS = {"sgd": "SGD-Nesterov", "adam": "Adam", "entropy_sgd": "Entropy-SGD"}
+LABELS = {
+    "sgd": "SGD-Nesterov",
+    "adam": "Adam",
+    "sam": "SAM",
+    "lookahead": "Lookahead",
+    "ema": "EMA of SGD",
+    "schedule_free": "Schedule-Free",
+    "entropy_sgd": "Entropy-SGD",
+    "entropy_adam": "Entropy-Adam",
+    "averaging_alone": "averaging alone",
+    "reset_alone": "reset alone",
+}
 _PACKAGES = ("entropy-optax", "jax", "jaxlib", "optax", "flax", "numpy")
 
 

@@ -81,10 +81,17 @@ class Experiment:
           The results in the order of the members.
 
         Raises:
+          ValueError: if the members differ in more than numbers that are traced.
           RuntimeError: if the optimizer counted other gradients than were asked for.
           Stopped: if `checkpoints` was asked to stop; the newest state is saved.
         """
         settings = members[0].settings
+        same = {
+            (_program(optimizer, m.settings), m.settings.evaluate_every)
+            for m in members
+        }
+        if len(same) > 1:
+            raise ValueError("members: differ in more than numbers that are traced")
         chunk = settings.report_every
         start = time.perf_counter()
         init, advance = self._step(optimizer, settings, len(members))
@@ -222,8 +229,18 @@ class Experiment:
         )
 
     def _step(self, optimizer: str, settings: Settings, count: int) -> Step:
-        traced, static = methods.split_settings(optimizer, settings)
-        key = (optimizer, *static.items(), *traced, settings.num_gradients, count)
+        key = _program(optimizer, settings), count
         if key not in self._compiled:
             self._compiled[key] = compile_step(self.task, optimizer, settings, count)
         return self._compiled[key]
+
+
+def _program(optimizer: str, settings: Settings) -> tuple[Any, ...]:
+    # All that a compiled step of one task depends on.
+    traced, static = methods.split_settings(optimizer, settings)
+    names = (
+        *("num_gradients", "report_every", "rate_schedule", "step_at", "step_factor"),
+        *("clip_norm", "clip_value"),
+    )
+    fields = (getattr(settings, name) for name in names)
+    return (optimizer, *traced, *static.items(), *fields)

@@ -147,7 +147,8 @@ def check(settings: Settings) -> None:
         raise SettingsError("--seeds: got none, at least one is needed")
     if min(settings.seeds) < 0:
         raise SettingsError(f"--seeds: got {min(settings.seeds)}, wanted 0 or more")
-    for name in ("num_gradients", "batch_size", "evaluate_every"):
+    positive = ("num_gradients", "batch_size", "evaluate_every", "report_every")
+    for name in (*positive, "sequence_length", "pool"):
         if getattr(settings, name) < 1:
             raise SettingsError(
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted 1 or more"
@@ -165,8 +166,9 @@ def check(settings: Settings) -> None:
     for name in settings.optimizer:
         per_update = gradients_per_update(settings, name)
         if per_update < 1:
+            field = "sync-period" if name == "lookahead" else "num-steps"
             raise SettingsError(
-                f"{_flag(name)}.num-steps: got {per_update}, wanted 1 or more"
+                f"{_flag(name)}.{field}: got {per_update}, wanted 1 or more"
             )
         if settings.report_every % per_update:
             raise SettingsError(
@@ -178,6 +180,8 @@ def check(settings: Settings) -> None:
             if isinstance(value, int | float):
                 flag = f"--{group}.{name}".replace("_", "-")
                 _check_hyperparameter(flag, name, value)
+    if not settings.schedule_free.b1 > 0:  # Optax divides by it
+        raise SettingsError("--schedule-free.b1: got 0, wanted a number in (0, 1)")
     for name in ("clip_norm", "clip_value"):
         value = getattr(settings, name)
         if value is not None and not value > 0:

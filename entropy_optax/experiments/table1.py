@@ -88,13 +88,10 @@ def run(
       SettingsError: if the folder cannot be written to, holds another run, or the disk
         has no room for the checkpoints.
     """
-    wanted = report.to_json(settings)
     finished = out / "result.json"
-    if finished.exists():
-        _same_settings(finished, json.loads(finished.read_text())["settings"], wanted)
+    if _claim(out, report.to_json(settings)):
         console.print(f"Done before: {finished}", soft_wrap=True, highlight=False)
         return 0
-    _claim(out, wanted)
     task = make_task(settings)
     optimizer, seed = settings.optimizer[0], settings.seeds[0]
     _check_room(out, state_bytes(task, optimizer, settings))
@@ -105,12 +102,13 @@ def run(
         highlight=False,
     )
     experiment = Experiment(settings, task)
-    display = ProgressDisplay(console, 1, settings.num_gradients)
     try:
         with (
             Checkpoints(out / "checkpoints") as checkpoints,
             _metrics(out, checkpoints.gradients, tensorboard) as write,
-            display,
+            ProgressDisplay(
+                console, 1, settings.num_gradients, checkpoints.gradients
+            ) as display,
         ):
             if checkpoints.gradients:
                 console.print(f"Going on after {checkpoints.gradients} gradients.")
@@ -122,7 +120,7 @@ def run(
             result = experiment.run(
                 optimizer, seed, report=record, checkpoints=checkpoints
             )
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         console.print(
             f"Stopped. The same command goes on from {out}",
             soft_wrap=True,
@@ -136,11 +134,9 @@ def run(
         "machine": report.machine(),
         "run": result,
     }
-    temporary = finished.with_suffix(".tmp")
     text = json.dumps(report.to_json(content), indent=1, allow_nan=False)
-    temporary.write_text(text + "\n")
-    temporary.replace(finished)
-    shutil.rmtree(out / "checkpoints")
+    _replace(finished, text + "\n")
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     test = result.test_last
     assert test is not None
     console.print(
@@ -154,28 +150,46 @@ def run(
 
 def _same_settings(path: pathlib.Path, found: Any, wanted: Any) -> None:
     if found != wanted:
-        differ = [key for key in wanted if found.get(key) != wanted[key]]
+        differ = [k for k in wanted | found if found.get(k) != wanted.get(k)]
         raise SettingsError(
             f"--out: {path} was made with other settings ({', '.join(differ)}); choose"
             " another folder"
         )
 
 
-def _claim(out: pathlib.Path, wanted: Any) -> None:
-    path = out / "settings.json"
+def _claim(out: pathlib.Path, wanted: Any) -> bool:
+    """Makes the folder a run's own.
+
+    Returns:
+      Whether that run has ended.
+
+    Raises:
+      SettingsError: if the folder is another run's or cannot be written to.
+    """
+    path, finished = out / "settings.json", out / "result.json"
     try:
+        if finished.exists():
+            found = json.loads(finished.read_text())["settings"]
+            _same_settings(finished, found, wanted)
+            return True
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _same_settings(path, json.loads(path.read_text()), wanted)
-        else:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(wanted, indent=1) + "\n")
-            temporary.replace(path)
+        # Anew in any case: it tries that the folder can be written to.
+        _replace(path, json.dumps(wanted, indent=1) + "\n")
         (out / "metrics.jsonl").touch()
+        return False
     except OSError as error:
         raise SettingsError(
             f"--out: cannot write to {out} ({error.strerror or error})"
         ) from error
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    # In two moves, so that a kill leaves the old file or the new one.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _check_room(out: pathlib.Path, one: int) -> None:
@@ -193,36 +207,46 @@ def _check_room(out: pathlib.Path, one: int) -> None:
 def _metrics(out: pathlib.Path, gradients: int, tensorboard: bool) -> Iterator[Any]:
     """Opens metrics.jsonl, without what is to be done again after a kill."""
     path = out / "metrics.jsonl"
-    lines = path.read_text().splitlines()
+    lines = path.read_text().splitlines(keepends=True)
     # A kill may cut the last line.
-    whole = [line for line in lines if line.endswith("}")]
+    whole = [line for line in lines if line.endswith("\n")]
     kept = [line for line in whole if json.loads(line)["gradients"] <= gradients]
-    path.write_text("".join(line + "\n" for line in kept))
-    writer = _summary_writer(out, gradients) if tensorboard else None
-    with path.open("a") as metrics:
+    _replace(path, "".join(kept))
+    with contextlib.ExitStack() as stack:
+        metrics = stack.enter_context(path.open("a"))
+        writer = None
+        if tensorboard:
+            writer = stack.enter_context(_summary_writer(out / "tensorboard"))
+            # Its files lag behind, so that a kill leaves gaps: they are made anew.
+            for line in kept:
+                _add_scalars(writer, json.loads(line))
 
         def write(progress: Progress) -> None:
-            metrics.write(json.dumps(report.to_json(progress)) + "\n")
+            line = report.to_json(progress)
+            metrics.write(json.dumps(line) + "\n")
             metrics.flush()  # what is known survives a kill
             if writer is not None:
-                values = {"loss/training": progress.loss, "rate": progress.rate}
-                if progress.validation is not None:
-                    values["loss/validation"] = progress.validation.loss
-                    values["error/validation"] = progress.validation.error
-                for name, value in values.items():
-                    writer.add_scalar(name, value, progress.gradients)
+                _add_scalars(writer, line)
 
         yield write
-    if writer is not None:
-        writer.close()
 
 
-def _summary_writer(out: pathlib.Path, gradients: int) -> Any:
+def _summary_writer(folder: pathlib.Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise SettingsError(
             "--tensorboard: needs `pip install 'entropy-optax[tensorboard]'`"
         ) from error
-    # TensorBoard hides what an earlier, killed part wrote beyond this point.
-    return SummaryWriter(str(out / "tensorboard"), purge_step=gradients)
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
+def _add_scalars(writer: Any, line: dict[str, Any]) -> None:
+    values = {"loss/training": line["loss"], "rate": line["rate"]}
+    validation = line["validation"] or {}
+    values |= {f"{name}/validation": value for name, value in validation.items()}
+    for name, value in values.items():
+        # JSON has no NaN.
+        value = float("nan") if value is None else value
+        writer.add_scalar(name, value, line["gradients"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from entropy_optax.experiments.evaluate import Score, TextEvaluator
+from entropy_optax.experiments.evaluate import NUM_STREAMS, Score, TextEvaluator
 from entropy_optax.experiments.image_task import model_options
 from entropy_optax.experiments.language_models import LANGUAGE_MODELS
 from entropy_optax.experiments.settings import Settings
@@ -39,6 +39,9 @@ class TextTask:
         windows = batchify(dataset.train, settings.batch_size, settings.sequence_length)
         self.data = jnp.asarray(windows)
         self.batches_per_epoch = len(windows)
+        for split in (dataset.validation, dataset.test):
+            # Too short a text is an error now, not at the end of a run.
+            batchify(split, NUM_STREAMS, settings.sequence_length)
         self._evaluator = TextEvaluator(self._model, settings.sequence_length)
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:

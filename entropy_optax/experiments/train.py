@@ -10,7 +10,7 @@ from rich.console import Console
 from entropy_optax.experiments import figure, report
 from entropy_optax.experiments.progress import ProgressDisplay
 from entropy_optax.experiments.runner import Experiment, Member, Progress, Run
-from entropy_optax.experiments.settings import Settings, SettingsError
+from entropy_optax.experiments.settings import Settings, SettingsError, metric
 from entropy_optax.experiments.tasks import make_task
 
 
@@ -61,7 +61,8 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
         report.write_results(
             folder / "results.json", settings, runs, complete=not stopped
         )
-        figure.draw(folder / "error_vs_gradients.png", runs, title)
+        by = metric(settings)
+        figure.draw(folder / "error_vs_gradients.png", runs, title, by)
         console.print(report.make_table(report.summarize(runs), title))
     if stopped:
         finished = (

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import report, tune_report
 from entropy_optax.experiments.grid import (
+    Grid,
     configurations,
     load_grid,
     next_configuration,
@@ -43,40 +44,12 @@ def tune(
 
     Returns:
       The exit code, 0 or 130 after Ctrl-C.
-
-    Raises:
-      SettingsError: if the grid is wrong or `out` cannot be written to.
     """
     grid = load_grid(grid_name)
-    results_path = out / "grid.json"
-    common = report.to_json(_common(grid.settings))
-    results = _load_results(results_path, common)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(results_path, common, results)
-    except OSError as error:
-        raise SettingsError(
-            f"--out: cannot write to {out} ({error.strerror})"
-        ) from error
-    experiment = Experiment(grid.settings, make_task(grid.settings))
-    total = sum(grid.budget or len(configurations(grid, name)) for name in grid.axes)
-    by = metric(grid.settings)
-    try:
-        for name in grid.axes:
-            while settings := next_configuration(grid, name, results):
-                entry = _try(experiment, name, settings)
-                results.append(entry)
-                _write(results_path, common, results)
-                axes = {
-                    axis: entry["hyperparameters"][axis] for axis in grid.axes[name]
-                }
-                values = report.estimate(entry[f"validation_{by}"])
-                console.print(
-                    f"{len(results)}/{total} {name} {axes}: validation {by} {values}",
-                    soft_wrap=True,
-                )
+        results = search(grid, out / "grid.json", console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. {results_path} keeps {len(results)} configurations.")
+        console.print(f"Stopped. The same command goes on from {out / 'grid.json'}.")
         return 130
     command = shlex.join(["entropy-optax", *argv])
     tune_report.write_readme(out / "README.md", grid, results, command)
@@ -84,6 +57,53 @@ def tune(
         tune_report.write_preset(preset, grid, results, out / "grid.json", command)
     console.print(f"Done: {out / 'README.md'}", soft_wrap=True)
     return 0
+
+
+def search(
+    grid: Grid,
+    path: pathlib.Path,
+    console: Console,
+    experiment: Experiment | None = None,
+) -> list[dict[str, Any]]:
+    """Runs what is missing of a grid.
+
+    Args:
+      grid: the grid.
+      path: of `grid.json`, written after each configuration.
+      console: where progress goes.
+      experiment: with the grid's task, made if None.
+
+    Returns:
+      The entries of `grid.json`.
+
+    Raises:
+      SettingsError: if `path` cannot be written to or holds results of other settings.
+    """
+    common = report.to_json(_common(grid.settings))
+    results = _load_results(path, common)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, common, results)
+    except OSError as error:
+        raise SettingsError(
+            f"--out: cannot write to {path.parent} ({error.strerror})"
+        ) from error
+    if experiment is None:
+        experiment = Experiment(grid.settings, make_task(grid.settings))
+    total = sum(grid.budget or len(configurations(grid, name)) for name in grid.axes)
+    by = metric(grid.settings)
+    for name in grid.axes:
+        while settings := next_configuration(grid, name, results):
+            entry = _try(experiment, name, settings)
+            results.append(entry)
+            _write(path, common, results)
+            axes = {axis: entry["hyperparameters"][axis] for axis in grid.axes[name]}
+            values = report.estimate(entry[f"validation_{by}"])
+            console.print(
+                f"{len(results)}/{total} {name} {axes}: validation {by} {values}",
+                soft_wrap=True,
+            )
+    return results
 
 
 def _try(experiment: Experiment, name: str, settings: Settings) -> dict[str, Any]:

@@ -57,6 +57,43 @@ def ranked(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
     return sorted(own, key=order)
 
 
+def untried(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
+    """Neighbours of the best that a search with a budget has not come to.
+
+    Args:
+      grid: the grid.
+      results: entries of `grid.json`.
+      optimizer: its name.
+
+    Returns:
+      Configurations one value up or down on one axis.
+    """
+    tried = [entry["hyperparameters"] for entry in ranked(grid, results, optimizer)]
+    return [n for n in neighbours(grid, optimizer, tried[0]) if n not in tried]
+
+
+def neighbours(
+    grid: Grid, optimizer: str, point: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Configurations one value up or down on one axis.
+
+    Args:
+      grid: the grid.
+      optimizer: its name.
+      point: all its hyperparameters.
+
+    Returns:
+      Those that exist, in the order of the axes, up first.
+    """
+    found = []
+    for axis, values in grid.axes[optimizer].items():
+        at = values.index(point[axis])
+        for other in (at + 1, at - 1):
+            if 0 <= other < len(values):
+                found.append(point | {axis: values[other]})
+    return found
+
+
 def edges(grid: Grid, optimizer: str, best: Entry) -> list[str]:
     """Axes on whose edge the best lies, so that a wider grid may hold a better one.
 
@@ -76,6 +113,11 @@ def edges(grid: Grid, optimizer: str, best: Entry) -> list[str]:
     return found
 
 
+def _text(value: Any) -> str:
+    plain = isinstance(value, str | bool)
+    return str(value) if plain else f"{value:g}"
+
+
 def write_readme(
     path: pathlib.Path, grid: Grid, results: list[Entry], command: str
 ) -> None:
@@ -88,6 +130,7 @@ def write_readme(
       command: what made them.
     """
     settings = grid.settings
+    by = metric(settings)
     machine = report.machine()
     count = {name: len(ranked(grid, results, name)) for name in grid.axes}
     lines = [
@@ -100,8 +143,9 @@ def write_readme(
         f" {len(settings.seeds)} seeds ({', '.join(map(str, settings.seeds))}) of"
         f" {settings.num_gradients} gradients, batches of {settings.batch_size},"
         f" {settings.rate_schedule} schedule. They are chosen by the mean"
-        " validation error after the last gradient, equal errors by the validation"
-        " loss; the test set was not read. The standard error is over seeds.",
+        f" validation {by} after the last gradient"
+        + (", equal errors by the validation loss" if by == "error" else "")
+        + "; the test set was not read. The standard error is over seeds.",
         "",
     ]
     for optimizer in grid.axes:
@@ -109,10 +153,17 @@ def write_readme(
         axes = list(grid.axes[optimizer])
         lines += [f"## {report.LABELS[optimizer]}", ""]
         on_edge = edges(grid, optimizer, entries[0])
+        left = untried(grid, results, optimizer) if grid.budget else []
+        if on_edge:
+            verdict = (
+                f"**The best lies on the edge of the grid in {', '.join(on_edge)}.**"
+            )
+        elif left:
+            verdict = f"**{len(left)} neighbours of the best have not been tried.**"
+        else:
+            verdict = "The best lies inside the grid."
         lines += [
-            f"**The best lies on the edge of the grid in {', '.join(on_edge)}.**"
-            if on_edge
-            else "The best lies inside the grid.",
+            verdict,
             "",
             "| " + " | ".join([*axes, "validation error %", "validation loss"]) + " |",
             "|" + " --: |" * (len(axes) + 2),
@@ -122,7 +173,7 @@ def write_readme(
             loss = (
                 "not finite" if None in losses else f"{sum(losses) / len(losses):.4f}"
             )
-            cells = [f"{entry['hyperparameters'][axis]:g}" for axis in axes]
+            cells = [_text(entry["hyperparameters"][axis]) for axis in axes]
             error = str(report.estimate(entry["validation_error"]))
             lines.append("| " + " | ".join([*cells, error, loss]) + " |")
         fixed = {
@@ -130,7 +181,7 @@ def write_readme(
             for name, value in entries[0]["hyperparameters"].items()
             if name not in axes
         }
-        held = ", ".join(f"{name} {value:g}" for name, value in fixed.items())
+        held = ", ".join(f"{name} {_text(value)}" for name, value in fixed.items())
         lines += ["", f"Held fixed: {held}.", ""]
     path.write_text("\n".join(lines))
 
@@ -159,11 +210,13 @@ def write_preset(
     for optimizer, axes in grid.axes.items():
         best = ranked(grid, results, optimizer)[0]
         settings[optimizer] = best["hyperparameters"]
-        error = report.estimate(best["validation_error"])
+        by = metric(grid.settings)
+        values = report.estimate(best[f"validation_{by}"])
+        unit = " %" if by == "error" else " nats"
         for axis in axes:
             sources[f"{optimizer}.{axis}"] = (
                 f"grid of {len(ranked(grid, results, optimizer))} in {results_path},"
-                f" validation error {error} % (n = {error.n})"
+                f" validation {by} {values}{unit} (n = {values.n})"
             )
     content = {
         "description": f"{grid.settings.model} on {grid.settings.data}, settings chosen"

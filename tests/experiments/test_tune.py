@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from entropy_optax.experiments import models, runner, settings, tune, tune_report
+from entropy_optax.experiments import (
+    grid as grids,
+)
+from entropy_optax.experiments import (
+    image_task,
+    models,
+    runner,
+    settings,
+    tune_report,
+)
 from entropy_optax.experiments.cli import main
 
 GRID = {
@@ -16,6 +25,7 @@ GRID = {
         "num_gradients": 8,
         "batch_size": 8,
         "evaluate_every": 4,
+        "report_every": 4,
         "entropy_sgd": {"num_steps": 4},
     },
     "preset_seeds": [0, 1],
@@ -31,7 +41,7 @@ GRID = {
 def small_net(monkeypatch):
     """The net's width costs time and tests nothing here."""
     small = functools.partial(models.MnistFC, features=(16,))
-    monkeypatch.setattr(runner, "MODELS", {"mnistfc": small})
+    monkeypatch.setattr(image_task, "MODELS", {"mnistfc": small})
 
 
 def write(path, content):
@@ -72,7 +82,7 @@ def test_tune_end_to_end_and_again(data_folder, tmp_path, capsys, monkeypatch):
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.Experiment, "run", forbidden)
+        patch.setattr(runner.Experiment, "run_together", forbidden)
         assert main(arguments) == 0
     wider = json.loads(json.dumps(GRID))
     wider["grid"]["sgd"]["learning_rate"] = [0.1, 0.3]
@@ -92,21 +102,26 @@ def test_tune_end_to_end_and_again(data_folder, tmp_path, capsys, monkeypatch):
 
 
 def test_ctrl_c_and_resume(data_folder, tmp_path, monkeypatch, capsys):
-    run, calls = runner.Experiment.run, []
+    run, calls = runner.Experiment.run_together, []
 
-    def interrupted(self, optimizer, seed, *args, **options):
-        calls.append(seed)
+    def interrupted(self, optimizer, members, **options):
+        calls.append(members)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return run(self, optimizer, seed, *args, **options)
+        return run(self, optimizer, members, **options)
 
     grid = write(tmp_path / "grid.json", GRID)
     arguments = ["tune", "--grid", grid, "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(runner.Experiment, "run", interrupted)
+        patch.setattr(runner.Experiment, "run_together", interrupted)
         assert main(arguments) == 130
-    assert "keeps 1 configurations" in capsys.readouterr().out
+    assert "The same command goes on" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "grid.json").read_text())["results"]
+    assert len(kept) == 1
     assert main(arguments) == 0
+    results = json.loads((tmp_path / "out" / "grid.json").read_text())["results"]
+    assert len(results) == 4
+    assert results[0] == kept[0]
 
 
 def test_edges_and_order():
@@ -115,7 +130,7 @@ def test_edges_and_order():
         "sgd": {"learning_rate": [0.1, 0.2, 0.4], "weight_decay": [0.0, 0.1]}
     }
     made = settings.from_dict(settings.Settings, content["settings"])
-    grid = tune.Grid(made, (0,), content["grid"], {})
+    grid = grids.Grid(made, (0,), {}, content["grid"], {})
 
     def entry(rate, decay, error, loss):
         point = {"learning_rate": rate, "momentum": 0.9, "weight_decay": decay}
@@ -146,6 +161,7 @@ def test_edges_and_order():
         (lambda g: g["settings"].update(num_gradients=9), "wanted a multiple"),
         (lambda g: g["settings"].update(rate=1), "unknown field rate"),
         (lambda g: g["grid"]["sgd"].update(rate=[1]), "sgd has no field 'rate'"),
+        (lambda g: g["grid"].update(lion={}), "'lion' is not an optimizer"),
         (lambda g: g.pop("grid"), "is not a grid"),
     ],
 )
@@ -165,7 +181,7 @@ def test_missing_grid(capsys):
 
 
 def test_shipped_grid_is_equal_for_all():
-    grid = tune.load_grid("quickstart_grid")
-    counts = {len(tune.configurations(grid, name)) for name in grid.axes}
+    grid = grids.load_grid("quickstart_grid")
+    counts = {len(grids.configurations(grid, name)) for name in grid.axes}
     assert counts == {12}
     assert set(grid.axes) == {"sgd", "adam", "entropy_sgd"}

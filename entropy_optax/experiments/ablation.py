@@ -1,0 +1,156 @@
+"""What matters for Entropy-SGD: one setting at a time away from the tuned ones."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from entropy_optax.experiments import methods, report
+from entropy_optax.experiments.compiled import compile_step, member
+from entropy_optax.experiments.flat_minima import SEEDS, tuned, write_json
+from entropy_optax.experiments.hyperparameters import EntropySGDSettings
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.runs import Member
+from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.statistics import paired_bootstrap
+from entropy_optax.experiments.tasks import make_task
+
+
+def variants(base: EntropySGDSettings) -> list[tuple[str, str, dict[str, Any]]]:
+    """The settings that are tried.
+
+    Args:
+      base: the tuned settings.
+
+    Returns:
+      Question, label and the fields that differ from `base`.
+    """
+    product = lambda value: {"gamma": value / base.step_size, "gamma_growth": 0.0}
+    # Momentum 0.9 makes a step about 1 / (1 - 0.9) times as long; L of them are one
+    # outer step.
+    outside = base.step_size * base.weight_decay * base.num_steps / (1 - base.momentum)
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    found += [("L", f"{n}", {"num_steps": n}) for n in (1, 5, 10, 20, 50, 100)]
+    found += [
+        ("step_size x gamma, constant", f"{v:g}", product(v))
+        for v in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    ]
+    found += [
+        ("growth of gamma", f"{v:g}", {"gamma_growth": v}) for v in (0.0, 1e-3, 1e-2)
+    ]
+    found += [
+        ("temperature", f"{v:g}", {"temperature": v, "noise": "gaussian"})
+        for v in (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    ]
+    found += [("annealed rate", v, {"anneal": v}) for v in ("inner", "outer", "both")]
+    found += [
+        (
+            "decay outside",
+            f"{factor:g} times as strong",
+            {"weight_decay": 0.0, "outer_weight_decay": factor * outside},
+        )
+        for factor in (0.0, 0.1, 0.3, 1.0)
+        if base.weight_decay
+    ]
+    found += [
+        ("outer rate", f"{v:g}", {"learning_rate": v}) for v in (0.25, 0.5, 1.0, 1.5)
+    ]
+    found += [
+        (
+            "outer momentum, rate 1 - m",
+            f"{m:g}",
+            {"outer_momentum": m, "learning_rate": 1 - m},
+        )
+        for m in (0.5, 0.9)
+    ]
+    found += [("inner momentum", f"{m:g}", {"momentum": m}) for m in (0.0, 0.5, 0.9)]
+    found += [
+        ("weight of the old mean", f"{v:g}", {"mean_decay": v})
+        for v in (0.0, 0.25, 0.5, 0.75, 0.9)
+    ]
+    found.append(("weight of the old mean", "plain average", {"plain_average": True}))
+    return found
+
+
+def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
+    """Runs all variants with ten fresh seeds, paired with the tuned settings.
+
+    Args:
+      scenario: its name, tuned before.
+      out: folder of the study.
+      console: where progress goes.
+    """
+    settings = tuned(scenario, out)
+    experiment = Experiment(settings, make_task(settings))
+
+    def errors(fields: dict[str, Any]) -> list[float]:
+        group = dataclasses.replace(settings.entropy_sgd, **fields)
+        own = dataclasses.replace(settings, entropy_sgd=group)
+        members = [Member(seed, own) for seed in SEEDS]
+        runs = experiment.run_together("entropy_sgd", members)
+        return [run.test_last.error for run in runs if run.test_last is not None]
+
+    reference = errors({})
+    rows = []
+    for question, label, fields in variants(settings.entropy_sgd):
+        found = errors(fields)
+        rows.append(
+            {
+                "question": question,
+                "value": label,
+                "fields": fields,
+                "test_error": found,
+                "against_tuned": paired_bootstrap(found, reference),
+            }
+        )
+        console.print(f"{scenario}: {question} {label}: {report.estimate(found)} %")
+    content = {
+        "scenario": scenario,
+        "settings": settings,
+        "seeds": SEEDS,
+        "reference": reference,
+        "rows": rows,
+        "x_or_mean": [x_or_mean(settings, rate) for rate in (0.25, 0.5, 1.0)],
+    }
+    write_json(out / scenario / "ablation.json", content)
+
+
+def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:
+    """Evaluates x and the mean mu of the last inner loop, at the same runs.
+
+    Args:
+      settings: tuned ones.
+      rate: outer rate, constant and without momentum: x moves by that share of the way
+        to mu, from which mu is found again.
+
+    Returns:
+      Test errors at both, one for each seed.
+    """
+    group = dataclasses.replace(settings.entropy_sgd, learning_rate=rate)
+    own = dataclasses.replace(settings, entropy_sgd=group, report_every=group.num_steps)
+    task = make_task(own)
+    step = compile_step(task, "entropy_sgd", own, len(SEEDS))
+    traced, _ = methods.split_settings("entropy_sgd", own)
+    traced = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(SEEDS)), traced)
+    arrays = step.init(traced, jnp.stack([jax.random.key(seed) for seed in SEEDS]))
+    streams = [task.indices(seed) for seed in SEEDS]
+    before = arrays["params"]
+    for _ in range(own.num_gradients // own.report_every):
+        # A copy, because the step donates its state.
+        before = jax.tree.map(jnp.copy, arrays["params"])
+        indices = np.stack(
+            [np.stack([next(s) for _ in range(own.report_every)]) for s in streams]
+        )
+        arrays, _ = step.advance(arrays, traced, task.data, indices)
+    mean = jax.tree.map(lambda b, x: b + (x - b) / rate, before, arrays["params"])
+    found: dict[str, Any] = {"learning_rate": rate}
+    for name, params in (("x", arrays["params"]), ("mean", mean)):
+        found[name] = [
+            task.score(task.variables(member(params, i), {}), "test").error
+            for i in range(len(SEEDS))
+        ]
+    return found

@@ -1,0 +1,269 @@
+"""Where flat minima should pay: small data, wrong labels, large batches.
+
+Each scenario is a training set; each method gets as many configurations as any other
+there, chosen on the validation images, and then ten fresh seeds.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from rich.console import Console
+
+from entropy_optax.experiments import report, tune_report
+from entropy_optax.experiments.grid import Grid
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.runs import Member, Run
+from entropy_optax.experiments.settings import Settings, SettingsError, check
+from entropy_optax.experiments.tasks import make_task
+from entropy_optax.experiments.tune import search
+
+METHODS = (
+    "sgd",
+    "adam",
+    "sam",
+    "lookahead",
+    "ema",
+    "schedule_free",
+    "entropy_sgd",
+    "averaging_alone",
+    "reset_alone",
+)
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "500": {"num_train": 500},
+    "1000": {"num_train": 1000},
+    "wrong20": {"num_train": 1000, "label_noise": 0.2},
+    "wrong40": {"num_train": 1000, "label_noise": 0.4},
+    "wrong20_nodecay": {"num_train": 1000, "label_noise": 0.2},
+    "wrong40_nodecay": {"num_train": 1000, "label_noise": 0.4},
+    "batch1024": {"batch_size": 1024, "num_gradients": 600, "evaluate_every": 600},
+}
+# All methods get the first, and four more at a time until the best of each has had all
+# its neighbours tried, or the last is reached.
+FIRST_BUDGET, LAST_BUDGET = 20, 40
+TUNING_SEEDS = (100, 101)
+SEEDS = tuple(range(10))
+
+_RATES = [0.0025 * 2**k for k in range(11)]
+_DECAYS = [0.0, *(10**-k * m for k in (5, 4, 3, 2) for m in (1, 3)), 0.1, 0.3]
+_DECAYS = sorted(_DECAYS)
+_AXES: dict[str, dict[str, list[Any]]] = {
+    "sgd": {"learning_rate": _RATES, "weight_decay": _DECAYS},
+    "adam": {
+        "learning_rate": [1.25e-4 * 2**k for k in range(11)],
+        "weight_decay": [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
+    },
+    "sam": {
+        "learning_rate": _RATES,
+        "radius": [0.025 * 2**k for k in range(8)],
+        "weight_decay": _DECAYS,
+    },
+    "lookahead": {"learning_rate": _RATES, "weight_decay": _DECAYS},
+    "ema": {
+        "learning_rate": _RATES,
+        "average_decay": [0.9, 0.97, 0.99, 0.997, 0.999],
+        "weight_decay": _DECAYS,
+    },
+    "schedule_free": {
+        "learning_rate": [0.02 * 2**k for k in range(11)],
+        "weight_decay": _DECAYS,
+    },
+    "entropy_sgd": {
+        "step_size": _RATES,
+        "gamma": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
+        "num_steps": [1, 5, 20],
+        "weight_decay": _DECAYS,
+    },
+    "averaging_alone": {
+        "step_size": _RATES,
+        "num_steps": [1, 5, 20],
+        "weight_decay": _DECAYS,
+    },
+    "reset_alone": {
+        "step_size": _RATES,
+        "num_steps": [1, 5, 20],
+        "weight_decay": _DECAYS,
+    },
+}
+_MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
+_WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
+    "sgd": {"momentum": _MOMENTA},
+    "lookahead": {"momentum": _MOMENTA},
+    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
+    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
+}
+_START: dict[str, Any] = {
+    "learning_rate": 0.08,
+    "step_size": 0.16,
+    "weight_decay": 1e-3,
+    "radius": 0.1,
+    "average_decay": 0.99,
+    "gamma": 1.0,
+    "num_steps": 20,
+    "momentum": 0.9,
+    "b1": 0.9,
+}
+_OWN_MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
+_WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
+    "sgd": {"momentum": _MOMENTA},
+    "lookahead": {"momentum": _MOMENTA},
+    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
+    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
+}
+_START: dict[str, dict[str, Any]] = {
+    "adam": {"learning_rate": 2e-3, "weight_decay": 0.1},
+    "schedule_free": {"learning_rate": 1.28},
+}
+
+
+def base_settings(scenario: str) -> Settings:
+    """What all methods share in a scenario.
+
+    Args:
+      scenario: its name.
+
+    Returns:
+      Settings of a perceptron 196-100-10 on images of 14 x 14 pixels.
+
+    Raises:
+      SettingsError: if there is no such scenario.
+    """
+    if scenario not in SCENARIOS:
+        raise SettingsError(
+            f"--scenario: got {scenario!r}, wanted one of {', '.join(SCENARIOS)}"
+        )
+    settings = Settings(
+        model="mlp",
+        pool=2,
+        batch_size=100,
+        num_gradients=3000,
+        report_every=100,
+        evaluate_every=3000,
+        seeds=TUNING_SEEDS,
+        together=True,
+        optimizer=METHODS,
+    )
+    settings = dataclasses.replace(settings, **SCENARIOS[scenario])
+    # No noise: temperature is a study of its own.
+    ours = dataclasses.replace(settings.entropy_sgd, temperature=0.0)
+    settings = dataclasses.replace(settings, entropy_sgd=ours)
+    check(settings)
+    return settings
+
+
+def make_grid(scenario: str, budget: int) -> Grid:
+    """The search of a scenario.
+
+    Args:
+      scenario: its name.
+      budget: configurations for each method.
+
+    Returns:
+      The grid. Without decay the methods of one other axis get one more.
+    """
+    axes = {name: dict(_AXES[name]) for name in METHODS}
+    if scenario.endswith("_nodecay"):
+        for name, own in axes.items():
+            # A method is left with enough to choose from by another axis.
+            own |= {"weight_decay": [0.0]} | _WITHOUT_DECAY.get(name, {})
+    start = {}
+    for name, own in axes.items():
+        values = _START | _OWN_START.get(name, {})
+        start[name] = {
+            axis: values[axis] if values[axis] in own[axis] else own[axis][0]
+            for axis in own
+        }
+    return Grid(base_settings(scenario), SEEDS, {}, axes, {}, budget, start)
+
+
+def tuned(scenario: str, out: pathlib.Path) -> Settings:
+    """The chosen settings of all methods.
+
+    Args:
+      scenario: its name.
+      out: folder of the study.
+
+    Returns:
+      Settings with each method's best configuration and the fresh seeds.
+
+    Raises:
+      SettingsError: if the scenario has not been tuned yet.
+    """
+    path = out / scenario / "grid.json"
+    if not path.exists():
+        raise SettingsError(f"{path}: not found; run `--part compare` first")
+    results = json.loads(path.read_text())["results"]
+    grid = make_grid(scenario, FIRST_BUDGET)
+    settings = dataclasses.replace(grid.settings, seeds=SEEDS)
+    for name in METHODS:
+        best = tune_report.ranked(grid, results, name)[0]["hyperparameters"]
+        group = dataclasses.replace(getattr(settings, name), **best)
+        settings = dataclasses.replace(settings, **{name: group})
+    return settings
+
+
+def compare(scenario: str, out: pathlib.Path, command: str, console: Console) -> None:
+    """Tunes every method and runs the fresh seeds; resumable.
+
+    Args:
+      scenario: its name.
+      out: folder of the study.
+      command: to be quoted in the page of the search.
+      console: where progress goes.
+    """
+    folder = out / scenario
+    settings = base_settings(scenario)
+    experiment = Experiment(settings, make_task(settings))
+    budget = FIRST_BUDGET
+    while True:
+        grid = make_grid(scenario, budget)
+        results = search(grid, folder / "grid.json", console, experiment)
+        left = [n for n in METHODS if tune_report.untried(grid, results, n)]
+        if not left or budget == LAST_BUDGET:
+            break
+        budget += 4
+    console.print(f"{scenario}: {budget} configurations each; not inside: {left}")
+    tune_report.write_readme(folder / "README.md", grid, results, command)
+    chosen = tuned(scenario, out)
+    runs = {}
+    for name in METHODS:
+        members = [Member(seed, chosen) for seed in SEEDS]
+        runs[name] = experiment.run_together(name, members)
+        errors = report.estimate([run.test_last.error for run in runs[name]])
+        console.print(f"{scenario}: {name} test error {errors} %")
+    content = {
+        "scenario": scenario,
+        "settings": chosen,
+        "budget": budget,
+        "unsettled": left,
+        "runs": {name: [_short(run) for run in group] for name, group in runs.items()},
+    }
+    write_json(folder / "compare.json", content)
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a record with versions and machine.
+
+    Args:
+      path: of the file.
+      content: of the record.
+    """
+    content = {"versions": report.versions(), "machine": report.machine()} | content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    text = json.dumps(report.to_json(content), indent=1, allow_nan=False)
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def _short(run: Run) -> dict[str, Any]:
+    assert run.test_last is not None
+    return {
+        "seed": run.seed,
+        "gradients": run.gradients,
+        "test_error": run.test_last.error,
+        "test_loss": run.test_last.loss,
+        "validation_error": run.validation_last.error,
+        "training_loss": run.training_loss,
+    }

@@ -1,0 +1,50 @@
+"""The command `study`: the parts of the comparison on small training sets."""
+
+import pathlib
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from entropy_optax.experiments import ablation, flat_minima, headroom, stability
+
+# Clean and mislabelled, both tuned with decay.
+MAIN = ("1000", "wrong40")
+
+
+def run(
+    part: str,
+    scenarios: Sequence[str],
+    out: pathlib.Path,
+    command: str,
+    console: Console,
+) -> int:
+    """Runs one part.
+
+    Args:
+      part: `"compare"`, `"headroom"`, `"ablation"` or `"stability"`.
+      scenarios: names, the part's own if empty.
+      out: folder of the study.
+      command: to be quoted in the records' pages.
+      console: where progress goes.
+
+    Returns:
+      The exit code, 0 or 130 after Ctrl-C.
+    """
+    for scenario in scenarios:
+        flat_minima.base_settings(scenario)  # refuses unknown names before any work
+    try:
+        if part == "stability":
+            stability.measure(out, console)
+        for scenario in scenarios or (
+            tuple(flat_minima.SCENARIOS) if part == "compare" else MAIN
+        ):
+            if part == "compare":
+                flat_minima.compare(scenario, out, command, console)
+            elif part == "headroom":
+                headroom.measure(scenario, out, console)
+            elif part == "ablation":
+                ablation.measure(scenario, out, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on; tuning is kept.")
+        return 130
+    return 0

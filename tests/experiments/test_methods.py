@@ -1,0 +1,311 @@
+"""Each optimizer, through the real runner, against its formulas in plain NumPy."""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+from toy_task import ByHand, ToyTask
+
+from entropy_optax.experiments import methods, runner, settings
+from entropy_optax.experiments.settings import EntropySGDSettings, Settings
+
+SEED, N, EVERY = 3, 12, 6
+BASE = Settings(
+    batch_size=2,
+    num_gradients=N,
+    report_every=EVERY,
+    evaluate_every=EVERY,
+    sgd=settings.SGDSettings(learning_rate=0.2, momentum=0.8, weight_decay=0.1),
+    adam=settings.AdamSettings(learning_rate=0.1, b1=0.8, b2=0.95, weight_decay=0.2),
+    sam=settings.SAMSettings(0.2, 0.8, 0.1, radius=0.3),
+    lookahead=settings.LookaheadSettings(0.2, 0.8, 0.1, sync_period=3),
+    ema=settings.EMASettings(0.2, 0.8, 0.1, average_decay=0.7),
+    schedule_free=settings.ScheduleFreeSettings(0.4, 0.8, 0.1, warmup=0.25),
+)
+# Every term is felt; no noise, which is the sampler's own tests' business.
+LOCAL = EntropySGDSettings(
+    step_size=0.2,
+    gamma=0.8,
+    gamma_growth=0.3,
+    num_steps=3,
+    temperature=0.0,
+    momentum=0.7,
+    mean_decay=0.4,
+    learning_rate=0.9,
+    outer_momentum=0.3,
+    weight_decay=0.1,
+    outer_weight_decay=0.05,
+)
+
+
+def train(name, chosen, seed=SEED):
+    settings.check(dataclasses.replace(chosen, optimizer=(name,)))
+    task = ToyTask()
+    run = runner.Experiment(chosen, task).run(name, seed)
+    assert run.gradients == N  # as the optimizer has counted
+    # As the model has counted, and the two points on the test split come last.
+    taken = [(split, int(at["taken"])) for split, at in task.scored]
+    assert taken[:2] == [("validation", EVERY), ("validation", N)]
+    assert [split for split, _ in taken[2:]] == ["test", "test"]
+    return task.points()
+
+
+def clip(gradient, chosen):
+    if chosen.clip_norm is not None:
+        gradient = gradient * min(1, chosen.clip_norm / np.linalg.norm(gradient))
+    if chosen.clip_value is not None:
+        gradient = np.clip(gradient, -chosen.clip_value, chosen.clip_value)
+    return gradient
+
+
+def falling(chosen, updates, t):
+    shape = {
+        "cosine": lambda: (1 + math.cos(math.pi * t / updates)) / 2,
+        "step": lambda: (
+            chosen.step_factor ** sum(t >= int(at * updates) for at in chosen.step_at)
+        ),
+        "constant": lambda: 1.0,
+    }
+    return shape[chosen.rate_schedule]()
+
+
+class Nesterov:
+    """v <- m v + g and a step along g + m v."""
+
+    def __init__(self, momentum):
+        self.momentum, self.v = momentum, 0.0
+
+    def __call__(self, g):
+        self.v = self.momentum * self.v + g
+        return g + self.momentum * self.v
+
+
+class Adam:
+    def __init__(self, b1, b2=0.999):
+        self.b1, self.b2, self.m, self.v, self.t = b1, b2, 0.0, 0.0, 0
+
+    def __call__(self, g):
+        self.t += 1
+        self.m = self.b1 * self.m + (1 - self.b1) * g
+        self.v = self.b2 * self.v + (1 - self.b2) * g**2
+        m, v = self.m / (1 - self.b1**self.t), self.v / (1 - self.b2**self.t)
+        return m / (np.sqrt(v) + 1e-8)
+
+
+def sgd(problem, chosen):
+    x, group = problem.start, chosen.sgd
+    direction = Nesterov(group.momentum)
+    for t in range(N):
+        g = clip(problem.gradient(x), chosen) + group.weight_decay * x
+        x = x - group.learning_rate * falling(chosen, N, t) * direction(g)
+        yield x
+
+
+def adam(problem, chosen):
+    x, group = problem.start, chosen.adam
+    direction = Adam(group.b1, group.b2)
+    for t in range(N):
+        step = direction(clip(problem.gradient(x), chosen)) + group.weight_decay * x
+        x = x - group.learning_rate * falling(chosen, N, t) * step
+        yield x
+
+
+def sam(problem, chosen):
+    x, group = problem.start, chosen.sam
+    direction = Nesterov(group.momentum)
+    for t in range(N // 2):
+        uphill = problem.gradient(x, number=t)
+        yield x  # no update yet
+        away = x + group.radius * uphill / np.linalg.norm(uphill)
+        # The same minibatch and the same dropout; weight decay belongs to x.
+        g = clip(problem.gradient(away, number=t), chosen) + group.weight_decay * x
+        x = x - group.learning_rate * falling(chosen, N // 2, t) * direction(g)
+        yield x
+
+
+def lookahead(problem, chosen):
+    group = chosen.lookahead
+    slow = fast = problem.start
+    direction = Nesterov(group.momentum)
+    for t in range(N):
+        g = clip(problem.gradient(fast), chosen) + group.weight_decay * fast
+        fast = fast - group.learning_rate * falling(chosen, N, t) * direction(g)
+        if (t + 1) % group.sync_period == 0:
+            slow = slow + group.slow_step_size * (fast - slow)
+            fast = slow
+        yield slow
+
+
+def ema(problem, chosen):
+    decay, iterates = chosen.ema.average_decay, []
+    for x in sgd(problem, dataclasses.replace(chosen, sgd=chosen.ema)):
+        iterates.append(x)
+        # The bias-corrected sum, written out.
+        weights = decay ** np.arange(len(iterates))[::-1]
+        yield weights @ np.array(iterates) / weights.sum()
+
+
+def schedule_free(problem, chosen):
+    group = chosen.schedule_free
+    warmup = int(group.warmup * N)
+    rate = lambda t: group.learning_rate * min(1, t / warmup)
+    x = z = y = problem.start
+    total = 0.0
+    for t in range(N):
+        g = clip(problem.gradient(y), chosen) + group.weight_decay * y
+        z = z - rate(t) * g
+        # Optax weighs a step by the next one's rate: the first, of rate 0, counts too.
+        weight = rate(t + 1) ** 2
+        total += weight
+        x = x + weight / total * (z - x)
+        y = group.b1 * x + (1 - group.b1) * z
+        yield x
+
+
+def local_entropy(name, problem, chosen):
+    group = getattr(chosen, name)
+    x = problem.start
+    nesterov = Nesterov(group.outer_momentum)
+    outer = Adam(group.outer_momentum) if group.outer == "adam" else nesterov
+    for t in range(N // group.num_steps):
+        falls = falling(chosen, N // group.num_steps, t)
+        inner_rate = group.step_size * (falls if group.anneal != "outer" else 1)
+        outer_rate = group.learning_rate * (falls if group.anneal != "inner" else 1)
+        gamma = group.gamma * (1 + group.gamma_growth) ** t
+        at, mean, iterates = x, x, []
+        inner = Nesterov(group.momentum)  # restarted
+        for k in range(group.num_steps):
+            g = clip(problem.gradient(at), chosen) + group.weight_decay * at
+            at = at - inner_rate * (inner(g) + gamma * (at - x))
+            iterates.append(at)
+            mean = group.mean_decay * mean + (1 - group.mean_decay) * at
+            if group.plain_average:
+                mean = np.mean(iterates, axis=0)
+            if k < group.num_steps - 1:
+                yield x
+        x = x - outer_rate * outer(x - mean + group.outer_weight_decay * x)
+        yield x
+
+
+def reset_alone(problem, chosen):
+    """SGD that forgets its momentum every L gradients, without any local entropy."""
+    group, x = chosen.reset_alone, problem.start
+    direction = Nesterov(group.momentum)
+    for t in range(N):
+        if t % group.num_steps == 0:
+            direction = Nesterov(group.momentum)
+        updates = N // group.num_steps
+        rate = group.step_size * falling(chosen, updates, t // group.num_steps)
+        x = x - rate * direction(problem.gradient(x) + group.weight_decay * x)
+        yield x
+
+
+def agree(name, by_hand, chosen):
+    problem = ByHand(SEED)
+    wanted = list(by_hand(problem, chosen))
+    assert problem.taken == N  # equal numbers of gradients for all
+    got = train(name, chosen)
+    wanted = [wanted[EVERY - 1], wanted[N - 1]]
+    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-6)
+    # The problem moves enough for that to say something.
+    assert np.linalg.norm(wanted[-1] - problem.start) > 0.1
+
+
+RIVALS = (sgd, adam, sam, lookahead, ema, schedule_free)
+
+
+@pytest.mark.parametrize("by_hand", RIVALS, ids=lambda function: function.__name__)
+def test_rivals(by_hand):
+    agree(by_hand.__name__, by_hand, BASE)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "change"),
+    [
+        (sgd, {"clip_norm": 0.5}),
+        (sgd, {"clip_value": 0.2, "rate_schedule": "step", "step_at": (0.25, 0.75)}),
+        (adam, {"clip_value": 0.2, "rate_schedule": "constant"}),
+        (sam, {"clip_norm": 0.5, "rate_schedule": "step", "step_at": (0.5,)}),
+    ],
+)
+def test_rivals_with_clips_and_other_schedules(by_hand, change):
+    agree(by_hand.__name__, by_hand, dataclasses.replace(BASE, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"anneal": "outer"},
+        {"anneal": "both"},
+        {"plain_average": True},
+        {"outer": "adam", "learning_rate": 0.1, "anneal": "outer"},
+        {"num_steps": 1},
+    ],
+    ids=str,
+)
+def test_local_entropy(change):
+    group = dataclasses.replace(LOCAL, **change)
+    chosen = dataclasses.replace(BASE, entropy_sgd=group)
+    agree("entropy_sgd", functools.partial(local_entropy, "entropy_sgd"), chosen)
+
+
+@pytest.mark.parametrize("clips", [{"clip_norm": 0.5}, {"clip_value": 0.2}], ids=str)
+def test_clips_act_within_the_inner_loop(clips):
+    chosen = dataclasses.replace(BASE, entropy_sgd=LOCAL, **clips)
+    agree("entropy_sgd", functools.partial(local_entropy, "entropy_sgd"), chosen)
+
+
+def test_entropy_adam_is_entropy_sgd_with_adam_outside():
+    default = Settings().entropy_adam
+    assert default.outer == "adam"
+    group = dataclasses.replace(LOCAL, outer="adam", learning_rate=0.1, anneal="outer")
+    chosen = dataclasses.replace(BASE, entropy_adam=group)
+    agree("entropy_adam", functools.partial(local_entropy, "entropy_adam"), chosen)
+
+
+def test_averaging_alone_is_entropy_sgd_without_pull_and_noise():
+    default = Settings().averaging_alone
+    assert default == dataclasses.replace(
+        Settings().entropy_sgd, gamma=0.0, temperature=0.0
+    )
+    group = dataclasses.replace(LOCAL, gamma=0.0)
+    chosen = dataclasses.replace(BASE, averaging_alone=group, entropy_sgd=group)
+    got, wanted = (train(name, chosen) for name in ("averaging_alone", "entropy_sgd"))
+    np.testing.assert_array_equal(got, wanted)
+    pulled = dataclasses.replace(BASE, entropy_sgd=LOCAL)
+    assert not np.allclose(got, train("entropy_sgd", pulled), rtol=1e-3)
+
+
+def test_reset_alone_is_sgd_whose_momentum_restarts():
+    group = dataclasses.replace(Settings().reset_alone, num_steps=3, weight_decay=0.1)
+    assert (group.gamma, group.temperature, group.mean_decay) == (0, 0, 0)
+    agree("reset_alone", reset_alone, dataclasses.replace(BASE, reset_alone=group))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_noise_depends_on_the_seed_and_the_temperature(noise):
+    def point(temperature, seed):
+        group = dataclasses.replace(LOCAL, temperature=temperature, noise=noise)
+        return train("entropy_sgd", dataclasses.replace(BASE, entropy_sgd=group), seed)
+
+    moved = [np.subtract(point(1e-6, seed), point(0.0, seed)) for seed in (3, 4)]
+    for move in moved:
+        # sqrt(2 eta' T) is 6e-4; three inner steps are averaged.
+        assert 5e-5 < np.abs(move).max() < 5e-3
+    assert not np.allclose(moved[0], moved[1], rtol=0.1)
+    np.testing.assert_array_equal(point(1e-6, 3), point(1e-6, 3))
+
+
+def test_reported_rates_are_those_of_the_formulas():
+    chosen = dataclasses.replace(BASE, entropy_sgd=LOCAL)
+    for t in range(N):
+        rate = functools.partial(methods.current_rate, settings=chosen, gradients=t)
+        assert rate("sgd") == pytest.approx(0.2 * falling(chosen, N, t), abs=1e-6)
+        sam_rate = 0.2 * falling(chosen, N // 2, t // 2)
+        assert rate("sam") == pytest.approx(sam_rate, abs=1e-6)
+        inner = 0.2 * falling(chosen, N // 3, t // 3)
+        assert rate("entropy_sgd") == pytest.approx(inner, abs=1e-6)
+        assert rate("schedule_free") == pytest.approx(0.4 * min(1, t / 3))
