@@ -93,6 +93,13 @@ _WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
     "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
     "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
 }
+_MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
+_WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
+    "sgd": {"momentum": _MOMENTA},
+    "lookahead": {"momentum": _MOMENTA},
+    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
+    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
+}
 _START: dict[str, Any] = {
     "learning_rate": 0.08,
     "step_size": 0.16,
@@ -104,14 +111,7 @@ _START: dict[str, Any] = {
     "momentum": 0.9,
     "b1": 0.9,
 }
-_OWN_MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
-_WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
-    "sgd": {"momentum": _MOMENTA},
-    "lookahead": {"momentum": _MOMENTA},
-    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
-    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
-}
-_START: dict[str, dict[str, Any]] = {
+_OWN_START: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 2e-3, "weight_decay": 0.1},
     "schedule_free": {"learning_rate": 1.28},
 }
