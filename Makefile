@@ -35,6 +35,26 @@ quickstart: env  ## train LeNet on MNIST with SGD, Adam and Entropy-SGD
 tune: env  ## choose the settings of quickstart's optimizers from an equal grid (hours)
 	$(BIN)/entropy-optax tune --grid quickstart_grid --out results/quickstart
 
+ROW ?= lenet
+OPTIMIZER ?= entropy_sgd
+SEED ?= 0
+
+.PHONY: table1
+table1: env  ## train ROW of the paper's table with OPTIMIZER and SEED; resumable
+	$(BIN)/entropy-optax table1 --row $(ROW) --optimizer $(OPTIMIZER) --seed $(SEED)
+
+.PHONY: study
+study: env  ## the comparison on small training sets, with all its parts (2 hours)
+	$(BIN)/entropy-optax study --part compare
+	$(BIN)/entropy-optax study --part headroom
+	$(BIN)/entropy-optax study --part ablation
+	$(BIN)/entropy-optax study --part stability
+	$(BIN)/entropy-optax report
+
+.PHONY: report
+report: env  ## the tables and figures of results/ from its records
+	$(BIN)/entropy-optax report
+
 .PHONY: test
 test: lint env  ## lint, types, doctests, README and the fast tests, from nothing
 	$(BIN)/python -m pytest -n $(JOBS)

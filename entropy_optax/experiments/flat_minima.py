@@ -92,13 +92,9 @@ _WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
     "lookahead": {"momentum": _MOMENTA},
     "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
     "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
-}
-_MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
-_WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
-    "sgd": {"momentum": _MOMENTA},
-    "lookahead": {"momentum": _MOMENTA},
-    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
-    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
+    # Eleven rates times three L would be fewer than LAST_BUDGET.
+    "averaging_alone": {"num_steps": [1, 5, 10, 20]},
+    "reset_alone": {"num_steps": [1, 5, 10, 20]},
 }
 _START: dict[str, Any] = {
     "learning_rate": 0.08,
@@ -188,7 +184,7 @@ def tuned(scenario: str, out: pathlib.Path) -> Settings:
       Settings with each method's best configuration and the fresh seeds.
 
     Raises:
-      SettingsError: if the scenario has not been tuned yet.
+      SettingsError: if the scenario has not been tuned yet, or not to its end.
     """
     path = out / scenario / "grid.json"
     if not path.exists():
@@ -197,7 +193,13 @@ def tuned(scenario: str, out: pathlib.Path) -> Settings:
     grid = make_grid(scenario, FIRST_BUDGET)
     settings = dataclasses.replace(grid.settings, seeds=SEEDS)
     for name in METHODS:
-        best = tune_report.ranked(grid, results, name)[0]["hyperparameters"]
+        order = tune_report.ranked(grid, results, name)
+        if len(order) < FIRST_BUDGET:
+            raise SettingsError(
+                f"{path}: holds {len(order)} of {FIRST_BUDGET} configurations of"
+                f" {name}; run `--part compare` to its end"
+            )
+        best = order[0]["hyperparameters"]
         group = dataclasses.replace(getattr(settings, name), **best)
         settings = dataclasses.replace(settings, **{name: group})
     return settings
@@ -220,7 +222,9 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
         grid = make_grid(scenario, budget)
         results = search(grid, folder / "grid.json", console, experiment)
         left = [n for n in METHODS if tune_report.untried(grid, results, n)]
-        if not left or budget == LAST_BUDGET:
+        # A search that was stopped may have got on further with some methods.
+        most = max(len(tune_report.ranked(grid, results, n)) for n in METHODS)
+        if most <= budget and (not left or budget >= LAST_BUDGET):
             break
         budget += 4
     console.print(f"{scenario}: {budget} configurations each; not inside: {left}")

@@ -5,6 +5,8 @@ end. Both start from the same params and see the same minibatches in the same or
 """
 
 import dataclasses
+import itertools
+import math
 import pathlib
 from typing import Any
 
@@ -160,20 +162,24 @@ def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any
 def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
     """Mean distance where a contender's training loss is as given.
 
-    Interpolates the logarithms of loss and distance between neighbouring rates.
+    Interpolates the logarithms of loss and distance between neighbouring rates, the
+    lowest two that have the loss between them.
 
     Args:
-      rows: of one contender.
+      rows: of one contender; None in them stands for what is not finite.
       loss: training loss in nats.
 
     Returns:
       The distance, or None if no two rates have the loss between them.
     """
-    points = sorted(
-        (float(np.mean(row["training_loss"])), float(np.mean(row["distance"])))
-        for row in rows
-    )
-    losses, distances = zip(*points, strict=True)
-    if not losses[0] <= loss <= losses[-1]:
-        return None
-    return float(np.exp(np.interp(np.log(loss), np.log(losses), np.log(distances))))
+    mean = lambda values: float(np.mean(np.array(values, float)))
+    points = [
+        (mean(row["training_loss"]), mean(row["distance"]))
+        for row in sorted(rows, key=lambda row: row["rate"])
+    ]
+    for pair in itertools.pairwise(points):
+        losses, distances = zip(*sorted(pair), strict=True)
+        if all(map(math.isfinite, losses)) and losses[0] <= loss <= losses[1]:
+            logs = np.interp(np.log(loss), np.log(losses), np.log(distances))
+            return float(np.exp(logs))
+    return None

@@ -17,7 +17,7 @@ class Comparison(NamedTuple):
       difference: mean of ours minus the rival's.
       low: lower end of the 95 % percentile interval of the bootstrap.
       high: its upper end.
-      p_value: two-sided, of no difference, by the same bootstrap; at least 1 / 10,001.
+      p_value: two-sided, of no difference, by the same bootstrap; at least 2 / 10,001.
     """
 
     difference: float
@@ -31,7 +31,9 @@ def paired_bootstrap(ours: Sequence[float], rival: Sequence[float]) -> Compariso
 
     Pairs are resampled with replacement, 10,000 times from a fixed seed. The p-value is
     twice the smaller share of resampled means on one side of 0. With few pairs the
-    bootstrap is a little too sure: for n = 10 it misses about 8 % instead of 5 %.
+    bootstrap is too sure, in the tails most: of normal differences without a mean,
+    n = 10, it calls 9.9 % significant at .05 and 3.5 % at .05 / 8, the first of Holm's
+    levels for eight (4,000 samples; standard errors .5 and .3 points).
 
     Args:
       ours: one value for each seed.
@@ -41,16 +43,19 @@ def paired_bootstrap(ours: Sequence[float], rival: Sequence[float]) -> Compariso
       The comparison.
 
     Raises:
-      ValueError: if there are not as many of one as of the other, or fewer than 2.
+      ValueError: if there are not as many of one as of the other, fewer than 2, or one
+        that is not finite.
     """
     if len(ours) != len(rival) or len(ours) < 2:
         raise ValueError(
             f"ours, rival: wanted 2 or more pairs, got {len(ours)} and {len(rival)}"
         )
     differences = np.subtract(ours, rival)
+    if not np.all(np.isfinite(differences)):
+        raise ValueError("ours, rival: wanted finite numbers")
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
-        p_value = 1.0 if mean == 0 else 1 / (_RESAMPLES + 1)
+        p_value = 1.0 if mean == 0 else 2 / (_RESAMPLES + 1)
         return Comparison(mean, mean, mean, p_value)
     result = stats.bootstrap(
         (differences,),

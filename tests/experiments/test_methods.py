@@ -40,10 +40,10 @@ LOCAL = EntropySGDSettings(
 )
 
 
-def train(name, chosen, seed=SEED):
+def train(name, chosen):
     settings.check(dataclasses.replace(chosen, optimizer=(name,)))
     task = ToyTask()
-    run = runner.Experiment(chosen, task).run(name, seed)
+    run = runner.Experiment(chosen, task).run(name, SEED)
     assert run.gradients == N  # as the optimizer has counted
     # As the model has counted, and the two points on the test split come last.
     taken = [(split, int(at["taken"])) for split, at in task.scored]
@@ -287,9 +287,14 @@ def test_reset_alone_is_sgd_whose_momentum_restarts():
 
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 def test_noise_depends_on_the_seed_and_the_temperature(noise):
+    task = ToyTask()
+    experiment = runner.Experiment(BASE, task)
+
     def point(temperature, seed):
         group = dataclasses.replace(LOCAL, temperature=temperature, noise=noise)
-        return train("entropy_sgd", dataclasses.replace(BASE, entropy_sgd=group), seed)
+        chosen = dataclasses.replace(BASE, entropy_sgd=group)
+        experiment.run("entropy_sgd", seed, chosen)
+        return task.points()[-1]
 
     moved = [np.subtract(point(1e-6, seed), point(0.0, seed)) for seed in (3, 4)]
     for move in moved:

@@ -53,7 +53,7 @@ def numbers(run):
     return run._replace(seconds=0, evaluation_seconds=0, compile_seconds=0)
 
 
-@pytest.mark.parametrize("optimizer", settings.GROUPS)
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "schedule_free", "entropy_sgd"])
 def test_members_together_are_single_runs(optimizer):
     """To rounding; they differ in seeds and in hyperparameters that are traced."""
     group = getattr(TOY, optimizer)
@@ -103,7 +103,7 @@ def test_a_compiled_step_is_not_used_for_another_program():
     assert first.curve != second.curve
 
 
-@pytest.mark.parametrize("optimizer", settings.GROUPS)
+@pytest.mark.parametrize("optimizer", settings.GROUPS[:7])  # the rest is as the 7th
 def test_stopping_changes_nothing(optimizer, tmp_path):
     """Bit for bit, with the numbers of what had been measured before."""
     experiment = runner.Experiment(TOY, ToyTask())
@@ -257,11 +257,9 @@ def test_a_text_too_short_to_measure_is_found_at_once():
 def test_size_of_a_checkpoint(optimizer, make):
     chosen, task = make()
     task = text_task(chosen) if task is None else task
-    step = compiled.compile_step(task, optimizer, chosen, 1)
+    init, _ = compiled._functions(task, optimizer, chosen)
     traced, _ = runner.methods.split_settings(optimizer, chosen)
-    arrays = step.init(
-        jax.tree.map(lambda leaf: leaf[None], traced), jax.random.key(0)[None]
-    )
+    arrays = jax.jit(init)(traced, jax.random.key(0))
     key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     size = lambda leaf: (jax.random.key_data(leaf) if key(leaf) else leaf).nbytes
     saved = arrays, arrays["params"], arrays["model_state"]

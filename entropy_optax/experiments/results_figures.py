@@ -1,0 +1,174 @@
+"""Figures of the page of results, from its records alone."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from entropy_optax.experiments.figure import STYLES
+from entropy_optax.experiments.report import LABELS, estimate
+from entropy_optax.experiments.results_format import floats
+
+
+def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]:
+    """Draws every figure that has a record.
+
+    Args:
+      results: folder of the records.
+      found: from `results_page.records`.
+
+    Returns:
+      Paths of the PNG files.
+    """
+    drawn = []
+    if "table1" in found:
+        drawn += _curves(results / "table1", found["table1"])
+    if "flat_minima" in found:
+        drawn.append(
+            _errors(results / "flat_minima" / "errors.png", found["flat_minima"])
+        )
+    if "headroom" in found:
+        drawn.append(
+            _headroom(results / "flat_minima" / "headroom.png", found["headroom"])
+        )
+    if "stability" in found:
+        path = results / "flat_minima" / "stability.png"
+        drawn.append(_stability(path, found["stability"]))
+    return drawn
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: it holds global state and looks for a screen.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _curves(folder: pathlib.Path, runs: list[Any]) -> list[pathlib.Path]:
+    drawn = []
+    keys = dict.fromkeys((r["row"], r["which"], r["gradients"]) for r in runs)
+    for row, which, gradients in keys:
+        own = [
+            r
+            for r in runs
+            if (r["row"], r["which"], r["gradients"]) == (row, which, gradients)
+        ]
+        figure = _figure(7, 4.2)
+        axes = figure.add_subplot()
+        for optimizer in (
+            name for name in LABELS if any(r["optimizer"] == name for r in own)
+        ):
+            group = [r["run"] for r in own if r["optimizer"] == optimizer]
+            points = np.array([run["curve"] for run in group], float)
+            colour, marker = STYLES[optimizer]
+            axes.plot(
+                points[0, :, 0],
+                points[:, :, 1].mean(axis=0),
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=f"{LABELS[optimizer]} (n = {len(group)})",
+            )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=7)
+        text = row.endswith("lstm")
+        axes.set_xlabel("gradient evaluations")
+        axes.set_ylabel(
+            "validation loss (nats per token)" if text else "validation error (%)"
+        )
+        axes.set_title(f"{row}, {which} settings, {gradients:,} gradients", fontsize=10)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8)
+        drawn.append(_save(figure, folder / f"{row}_{which}_{gradients}.png"))
+    return drawn
+
+
+def _errors(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
+    figure = _figure(2.1 * len(records) + 1.2, 3.6)
+    panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
+    for axes, (name, record) in zip(panels, records.items(), strict=True):
+        methods = list(record["runs"])
+        for position, method in enumerate(methods):
+            values = [run["test_error"] for run in record["runs"][method]]
+            mean, error, _ = estimate(values)
+            colour, marker = STYLES[method]
+            axes.plot(
+                values,
+                [position] * len(values),
+                ".",
+                color=colour,
+                alpha=0.3,
+                markersize=4,
+            )
+            axes.errorbar(
+                mean, position, xerr=error, color=colour, marker=marker, capsize=3
+            )
+        axes.set_title(name, fontsize=9)
+        axes.set_yticks(range(len(methods)), [LABELS[m] for m in methods], fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(visible=True, axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    figure.supxlabel("test error (%), ten seeds, mean ± standard error", fontsize=9)
+    return _save(figure, path)
+
+
+def _headroom(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
+    shapes = ("cosine", "constant")
+    figure = _figure(9, 3.4 * len(records))
+    panels = figure.subplots(len(records), 2, squeeze=False, sharey="row")
+    for line, (name, record) in zip(panels, records.items(), strict=True):
+        for axes, shape in zip(line, shapes, strict=True):
+            own = [r for r in record["rows"] if r["rate_schedule"] == shape]
+            for row in own:
+                colour, marker = STYLES[row["method"]]
+                axes.plot(
+                    row["rates"],
+                    np.mean(row["validation_error"], axis=1),
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    label=LABELS[row["method"]],
+                )
+            best = min(row["best"] for row in own)
+            axes.set_ylim(best - 1, best + 15)
+            axes.set_xscale("log")
+            axes.set_title(f"{name}, {shape}", fontsize=9)
+            axes.set_xlabel("rate")
+            axes.grid(visible=True, alpha=0.3)
+        line[0].set_ylabel("validation error (%)")
+    panels[0][0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def _stability(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
+    figure = _figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    contenders = dict.fromkeys(row["contender"] for row in record["rows"])
+    for name, marker in zip(contenders, "os^Dv<>", strict=False):
+        own = [row for row in record["rows"] if row["contender"] == name]
+        axes.plot(
+            [np.mean(floats(row["training_loss"])) for row in own],
+            [np.mean(floats(row["distance"])) for row in own],
+            marker=marker,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("training loss (nats)")
+    axes.set_ylabel("distance of the twins' params")
+    axes.set_title(
+        f"{record['num_pairs']} pairs, one example differs; rates rise to the left",
+        fontsize=10,
+    )
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend(fontsize=8)
+    return _save(figure, path)

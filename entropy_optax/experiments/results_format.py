@@ -1,0 +1,63 @@
+"""How the page of results writes numbers and tables."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from entropy_optax.experiments.report import estimate
+
+
+def floats(values: Sequence[float | None]) -> list[float]:
+    """Numbers of a record, where None stands for what is not finite.
+
+    Args:
+      values: from JSON.
+
+    Returns:
+      The values, with NaN in place of None.
+    """
+    return np.array(values, float).tolist()
+
+
+def mean_and_error(values: Sequence[float | None], digits: int) -> str:
+    """Formats a mean with its standard error.
+
+    Args:
+      values: from JSON, one for each seed.
+      digits: decimals.
+
+    Returns:
+      For example `1.37 ± 0.03`; a single value stands alone.
+    """
+    mean, error, _ = estimate(floats(values))
+    if not math.isfinite(mean):
+        return "not finite"
+    spread = "" if error is None else f" ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"
+
+
+def p_value(value: float) -> str:
+    """Formats a p-value.
+
+    Args:
+      value: in [0, 1].
+
+    Returns:
+      For example `p .012` or `p < .001`.
+    """
+    return "p < .001" if value < 1e-3 else f"p {value:.3f}".replace("0.", ".")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays a table out in Markdown.
+
+    Args:
+      header: of the columns.
+      rows: cells.
+
+    Returns:
+      The table, numbers to the right but for the first column.
+    """
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

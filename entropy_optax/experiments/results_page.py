@@ -1,0 +1,128 @@
+"""The command `report`: records, tables and figures of `results/`."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from rich.console import Console
+
+from entropy_optax.experiments import flat_minima, results_figures, results_tables
+from entropy_optax.experiments.settings import GROUPS, SettingsError
+
+
+def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
+    """Takes finished runs in, and writes the tables and figures anew.
+
+    Args:
+      runs: folder of `table1`'s runs; it need not exist.
+      results: folder of the records and of README.md, whose tables stand between marks.
+      console: where it says what it did.
+
+    Returns:
+      The exit code 0.
+
+    Raises:
+      SettingsError: if there is no page to write to.
+    """
+    page = results / "README.md"
+    if not page.exists():
+        raise SettingsError(f"--results: {page} not found")
+    taken = take_in(runs, results / "table1" / "runs.json")
+    found = records(results)
+    page.write_text(with_tables(page.read_text(), found))
+    drawn = results_figures.draw_all(results, found)
+    console.print(
+        f"{taken} new runs of table1; {len(found)} tables and {len(drawn)} figures in"
+        f" {results}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def take_in(runs: pathlib.Path, path: pathlib.Path) -> int:
+    """Adds finished runs to a record.
+
+    Args:
+      runs: folder with `ROW/SETTINGS-GRADIENTS/OPTIMIZER-SEED/result.json`.
+      path: of the record; runs that are in it stay.
+
+    Returns:
+      How many were new.
+    """
+    kept = json.loads(path.read_text()) if path.exists() else []
+    names = ("row", "which", "gradients", "optimizer", "seed")
+    known = {tuple(entry[name] for name in names) for entry in kept}
+    new = 0
+    for file in sorted(runs.glob("*/*/*/result.json")):
+        content = json.loads(file.read_text())
+        optimizer, seed = content["run"]["optimizer"], content["run"]["seed"]
+        which = file.parent.parent.name.rpartition("-")[0]
+        row = file.parent.parent.parent.name
+        key = (row, which, content["run"]["gradients"], optimizer, seed)
+        if key in known:
+            continue
+        settings = content["settings"]
+        for group in GROUPS:
+            if group != optimizer:
+                del settings[group]
+        kept.append(dict(zip(names, key, strict=True)) | content)
+        new += 1
+    if new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
+    return new
+
+
+def records(results: pathlib.Path) -> dict[str, Any]:
+    """Reads what the tables are made of.
+
+    Args:
+      results: folder of the records.
+
+    Returns:
+      Name of a table to its record or records, without those that do not exist.
+    """
+    found: dict[str, Any] = {}
+    path = results / "table1" / "runs.json"
+    if path.exists():
+        found["table1"] = json.loads(path.read_text())
+    study = results / "flat_minima"
+    for name, file in (
+        ("flat_minima", "compare"),
+        ("comparisons", "compare"),
+        ("headroom", "headroom"),
+        ("ablation", "ablation"),
+    ):
+        own = {
+            scenario: json.loads((study / scenario / f"{file}.json").read_text())
+            for scenario in flat_minima.SCENARIOS
+            if (study / scenario / f"{file}.json").exists()
+        }
+        if own:
+            found[name] = own
+    if (study / "stability.json").exists():
+        found["stability"] = json.loads((study / "stability.json").read_text())
+    return found
+
+
+def with_tables(page: str, found: dict[str, Any]) -> str:
+    """Puts the tables between their marks, `<!-- NAME:begin -->` and `...:end -->`.
+
+    Args:
+      page: Markdown.
+      found: from `records`.
+
+    Returns:
+      The page with every table that has a record and marks.
+    """
+    for name, record in found.items():
+        table = results_tables.TABLES[name](record)
+        page = re.sub(
+            rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",
+            lambda marks, table=table: f"{marks[1]}{table}\n{marks[2]}",
+            page,
+            flags=re.DOTALL,
+        )
+    return page
