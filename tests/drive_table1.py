@@ -23,18 +23,23 @@ PRESET = {
 }
 
 
-def shrink(patch, seconds=0.0):
-    """Makes the row small, and has a checkpoint after each line of metrics.
+def shrink(patch, seconds=0.0, between=1e6):
+    """Makes the row small.
 
     Args:
       patch: as `setattr`.
-      seconds: to sleep after each line.
+      seconds: to sleep after each line of metrics.
+      between: seconds between two checkpoints.
     """
     small = functools.partial(models.MnistFC, features=(16,))
     patch(image_task, "MODELS", {"mnistfc": small})
     patch(table1, "load_preset", lambda name: {"settings": PRESET})
     patch(table1, "preset_names", lambda: ["mnistfc_short", "lenet_paper"])
-    patch(table1, "Checkpoints", functools.partial(checkpoints.Checkpoints, seconds=0))
+    patch(
+        table1,
+        "Checkpoints",
+        functools.partial(checkpoints.Checkpoints, seconds=between),
+    )
     show = table1.ProgressDisplay.__call__
 
     def slowly(self, progress):
@@ -47,5 +52,5 @@ def shrink(patch, seconds=0.0):
 if __name__ == "__main__":
     # As in the tests, for numbers are to be equal bit for bit.
     jax.config.update("jax_disable_most_optimizations", True)
-    shrink(setattr, float(sys.argv[1]))
+    shrink(setattr, float(sys.argv[1]), between=0.0)
     sys.exit(main(sys.argv[2:]))

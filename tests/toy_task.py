@@ -1,5 +1,7 @@
 """A least-squares problem as a task for the runner, small enough to follow by hand."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ class ToyTask:
     The model state counts the gradients; `scored` keeps what was evaluated, and where.
     """
 
-    metric = "error"
+    metric: Literal["error", "loss"] = "error"
     description = "toy"
     batches_per_epoch = len(TARGETS) // BATCH
 

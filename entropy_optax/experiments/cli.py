@@ -211,7 +211,6 @@ def _parse(argv: Sequence[str]) -> Any:
         prog="entropy-optax",
         args=argv,
         description=_DESCRIPTION,
-        config=(tyro.conf.FlagConversionOff,),
     )
 
 

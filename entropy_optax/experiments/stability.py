@@ -6,7 +6,6 @@ end. Both start from the same params and see the same minibatches in the same or
 
 import dataclasses
 import itertools
-import math
 import pathlib
 from typing import Any
 
@@ -179,7 +178,7 @@ def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
     ]
     for pair in itertools.pairwise(points):
         losses, distances = zip(*sorted(pair), strict=True)
-        if all(map(math.isfinite, losses)) and losses[0] <= loss <= losses[1]:
+        if 0 < losses[0] <= loss <= losses[1] < np.inf:  # never with NaN
             logs = np.interp(np.log(loss), np.log(losses), np.log(distances))
             return float(np.exp(logs))
     return None

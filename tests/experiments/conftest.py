@@ -52,6 +52,6 @@ def make_idx():
     return idx_bytes
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny():
     return write_tiny

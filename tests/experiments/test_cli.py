@@ -121,8 +121,8 @@ def test_test_split_is_left_alone_while_tuning(data_folder):
     chosen = dataclasses.replace(settings.Settings(), **TINY_SETTINGS)
     task = make_task(chosen)
     assert isinstance(task, image_task.ImageTask)
-    unreadable: Any = Split(None, None)
-    task.dataset = task.dataset._replace(test=unreadable)
+    nothing: Any = None
+    task.dataset = task.dataset._replace(test=Split(nothing, nothing))
     run = runner.Experiment(chosen, task).run("sgd", 0, test=False)
     assert run.test_last is None
     assert run.test_chosen is None

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_task import ToyTask
@@ -260,7 +261,7 @@ def test_size_of_a_checkpoint(optimizer, make):
     init, _ = compiled._functions(task, optimizer, chosen)
     traced, _ = runner.methods.split_settings(optimizer, chosen)
     arrays = jax.jit(init)(traced, jax.random.key(0))
-    key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     size = lambda leaf: (jax.random.key_data(leaf) if key(leaf) else leaf).nbytes
     saved = arrays, arrays["params"], arrays["model_state"]
     wanted = sum(map(size, jax.tree.leaves(saved)))

@@ -41,10 +41,17 @@ def metrics(folder):
     return lines
 
 
+_WHOLE = []
+
+
 @pytest.fixture
-def wanted(tmp_path):
-    """What a run gives that nothing disturbs."""
-    assert main([*FLAGS, "--out", str(tmp_path / "whole")]) == 0
+def wanted(tmp_path, tmp_path_factory):
+    """What a run gives that nothing disturbs; it is done once and copied."""
+    if not _WHOLE:
+        out = tmp_path_factory.mktemp("whole")
+        assert main([*FLAGS, "--out", str(out)]) == 0
+        _WHOLE.append(out)
+    shutil.copytree(_WHOLE[0], tmp_path / "whole")
     return result(tmp_path / "whole" / RUN)
 
 
@@ -122,43 +129,49 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path, monkeypatch, wanted, capsys):
     assert result(out / RUN) == wanted
 
 
-@pytest.mark.parametrize("cut", ["", "half", "no end of line", "inner brace"])
-def test_a_kill_may_cut_the_last_line(tmp_path, monkeypatch, wanted, cut):
-    """And leave parts of files that were being written."""
+def cut_lines(line):
+    """What a kill may leave of a line."""
+    assert json.loads(line)["validation"] is not None
+    return ["", line[:20], line[: line.index("}") + 1], line]
+
+
+def test_a_kill_may_leave_parts(tmp_path, monkeypatch, wanted):
     out = tmp_path / "killed"
 
     class Killed(BaseException):
         pass
 
-    save = checkpoints.Checkpoints.save
-
     def killed(self, gradients, *args):
         save(self, gradients, *args)
-        if gradients == 8:
-            raise Killed
+        raise Killed
 
+    save = checkpoints.Checkpoints.save
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", killed)
+        patch.setattr(checkpoints.Checkpoints, "due", lambda self: True)
         with pytest.raises(Killed):
             main([*FLAGS, "--out", str(out)])
-    # As if another report had been made and no checkpoint after it.
-    path = out / RUN / "metrics.jsonl"
-    line = json.dumps(wanted[2][5] | {"seconds": 1.0})
-    assert json.loads(line)["validation"] is not None
-    parts = {
-        "": "",
-        "half": line[:20],
-        "no end of line": line,
-        "inner brace": line[: line.index("}") + 1],
-    }
-    with path.open("a") as file:
-        file.write(json.dumps(wanted[2][4] | {"seconds": 1.0}) + "\n" + parts[cut])
-    path.with_suffix(".tmp").write_text("{")
-    (out / RUN / "result.tmp").write_text("{")
-    half = out / RUN / "checkpoints" / "10.orbax-checkpoint-tmp"
-    shutil.copytree(out / RUN / "checkpoints" / "8", half)
+    # Another line, a part of the next, and what else may have been on its way.
+    lines = [json.dumps(line | {"seconds": 1.0}) for line in wanted[2]]
+    with (out / RUN / "metrics.jsonl").open("a") as file:
+        file.write(lines[2] + "\n" + cut_lines(lines[3])[2])
+    for name in ("metrics.tmp", "result.tmp", "settings.tmp"):
+        (out / RUN / name).write_text("{")
+    saved = out / RUN / "checkpoints"
+    shutil.copytree(saved / "2", saved / "4.orbax-checkpoint-tmp")
+    (saved / "4.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").write_text("{")
     assert main([*FLAGS, "--out", str(out)]) == 0
     assert result(out / RUN) == wanted
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_lines_after_the_checkpoint_go(tmp_path, wanted, part):
+    lines = [json.dumps(line) + "\n" for line in wanted[2]]
+    rest = cut_lines(lines[3][:-1])[part]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(lines[:3]) + rest)
+    with table1._metrics(tmp_path, 4, tensorboard=False):
+        assert path.read_text() == "".join(lines[:2])
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys, wanted):
@@ -258,14 +271,14 @@ def test_a_budget_has_a_folder_of_its_own(tmp_path):
 
 def scalars(folder):
     """Reads event files: a length, its checksum, an event, its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
     found = {}
     for path in sorted(folder.iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + size])
+            event = vars(event_pb2)["Event"].FromString(data[at + 12 : at + 12 + size])
             at += size + 16
             for value in event.summary.value:
                 points = found.setdefault(value.tag, [])

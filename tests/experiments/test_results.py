@@ -1,0 +1,408 @@
+"""The page of results: what its tables and figures say of hand-made records."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from entropy_optax.experiments import results_page, results_tables
+from entropy_optax.experiments.cli import main
+from entropy_optax.experiments.results_format import mean_and_error, p_value
+from entropy_optax.experiments.statistics import holm, paired_bootstrap
+
+RESULTS = pathlib.Path(__file__).parents[2] / "results"
+MARKED = (
+    "# Page\n\n<!-- {0}:begin -->\nSTALE\n<!-- {0}:end -->\n\nwords <!-- note -->\n"
+)
+
+
+def cells(table, *first):
+    """The cells of the line that begins with these."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    (found,) = [line for line in lines if line[: len(first)] == list(first)]
+    return found
+
+
+def table1_run(row, optimizer, seed, value, *, which="tuned", loss=0.5):
+    score = {"error": value, "loss": value / 10}
+    return {
+        "row": row,
+        "which": which,
+        "gradients": 7800,
+        "optimizer": optimizer,
+        "seed": seed,
+        "epochs": 20.0,
+        "run": {
+            "optimizer": optimizer,
+            "seed": seed,
+            "gradients": 7800,
+            "training_loss": loss,
+            "curve": [[3900, 2 * value], [7800, value]],
+            "test_last": score,
+            "test_chosen": {"error": value + 1, "loss": value / 10 + 1},
+        },
+    }
+
+
+TABLE1 = [
+    table1_run("char_lstm", "adam", 0, 13.0),
+    table1_run("mnistfc", "entropy_sgd", 1, 3.0, loss=None),
+    table1_run("mnistfc", "entropy_sgd", 0, 2.0),
+    table1_run("mnistfc", "sgd", 0, 1.0, loss=0.2),
+    table1_run("mnistfc", "sgd", 1, 2.0, loss=0.4),
+    table1_run("mnistfc", "sgd", 2, 6.0, loss=0.6),
+    table1_run("mnistfc", "sgd", 0, 9.0, which="paper"),
+]
+
+
+def compare_record(unsettled=()):
+    """SGD is clearly worse by 1; SAM ties with ours but for noise."""
+    noise = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    errors = {
+        "sgd": 6 + noise[::-1],
+        "sam": 5 + noise[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8]] + 0.01,
+        "entropy_sgd": 5 + noise,
+    }
+    return {
+        "budget": 24,
+        "unsettled": list(unsettled),
+        "runs": {
+            name: [{"seed": i, "test_error": float(e)} for i, e in enumerate(values)]
+            for name, values in errors.items()
+        },
+    }
+
+
+COMPARE = {"500": compare_record(), "wrong40": compare_record(["sam"])}
+
+
+def headroom_row(method, shape, *, cut_off=False):
+    return {
+        "method": method,
+        "rate_schedule": shape,
+        "rates": [0.1, 0.2, 0.4],
+        "validation_error": [[5.0, 6.0, 7.0], [5.0, 5.0, 5.0], [90.0, 90.0, 90.0]],
+        "best": 5.0,
+        "interval": [0.1, 0.2],
+        "doublings": 1,
+        "cut_off": cut_off,
+    }
+
+
+HEADROOM = {
+    "1000": {
+        "rows": [
+            headroom_row("sgd", "cosine", cut_off=True),
+            headroom_row("schedule_free", "cosine"),
+            headroom_row("sgd", "constant"),
+        ]
+    }
+}
+
+
+def stability_row(contender, rate, distance, loss):
+    return {
+        "contender": contender,
+        "rate": rate,
+        "distance": distance,
+        "path_length": [10.0, 30.0],
+        "training_loss": loss,
+    }
+
+
+STABILITY = {
+    "num_pairs": 2,
+    "fixed_rate": 0.1,
+    "rows": [
+        stability_row("sgd", 0.05, [1.0, 3.0], [0.3, 0.3]),
+        stability_row("sgd", 0.1, [2.0, 6.0], [0.03, 0.03]),
+        stability_row("entropy_sgd, gamma 1", 0.05, [1.0, 1.0], [0.04, 0.04]),
+        stability_row("entropy_sgd, gamma 1", 0.1, [None, 1.0], [None, 0.1]),
+    ],
+}
+
+
+def ablation_row(question, value, difference, low, high):
+    return {
+        "question": question,
+        "value": value,
+        "test_error": [5.0 + difference, 6.0 + difference],
+        "against_tuned": {"difference": difference, "low": low, "high": high},
+    }
+
+
+ABLATION = {
+    "1000": {
+        "reference": [5.0, 6.0],
+        "rows": [
+            ablation_row("L", "1", 0.5, 0.1, 0.9),
+            ablation_row("L", "5", 0.2, -0.1, 0.5),
+        ],
+        "x_or_mean": [{"learning_rate": 0.5, "x": [2.0, 3.0], "mean": [1.0, 2.0]}],
+    },
+    "wrong40": {
+        "reference": [7.0, 9.0],
+        "rows": [ablation_row("L", "1", -0.5, -0.9, -0.1)],
+        "x_or_mean": [],
+    },
+}
+FOUND = {
+    "table1": TABLE1,
+    "flat_minima": COMPARE,
+    "comparisons": COMPARE,
+    "headroom": HEADROOM,
+    "stability": STABILITY,
+    "ablation": ABLATION,
+}
+
+
+def test_numbers():
+    assert mean_and_error([1.0, 2.0, 6.0], 2) == "3.00 ± 1.53"  # sqrt(7 / 3)
+    assert mean_and_error([1.25], 1) == "1.2"
+    assert mean_and_error([1.0, None], 2) == "not finite"
+    assert [p_value(p) for p in (1.0, 0.0499, 0.012, 0.001, 0.0009)] == [
+        *("p 1.000", "p .050", "p .012", "p .001", "p < .001")
+    ]
+
+
+def test_table1():
+    table = results_tables.table1(TABLE1)
+    # By row of the paper, settings and optimizer, whatever the order of the runs.
+    ours = [line for line in table.splitlines() if "(20)" in line]
+    assert [line.split(" | ")[1:4:2] for line in ours] == [
+        ["paper", "SGD-Nesterov"],
+        ["tuned", "SGD-Nesterov"],
+        ["tuned", "Entropy-SGD"],
+        ["tuned", "Adam"],
+    ]
+    # Mean 3 and 4, sample deviation sqrt(7), three seeds.
+    sgd = cells(table, "mnistfc", "tuned", "7,800 (20)", "SGD-Nesterov")
+    assert sgd[4:] == ["3.00 ± 1.53", "4.00 ± 1.53", "0.4000", "3"]
+    assert cells(table, "mnistfc", "paper")[4:] == ["9.00", "10.00", "0.5000", "1"]
+    # A loss that is not finite is None in a record.
+    entropy = cells(table, "mnistfc", "tuned", "7,800 (20)", "Entropy-SGD")
+    assert entropy[4:] == ["2.50 ± 0.50", "3.50 ± 0.50", "nan", "2"]
+    # Text by loss.
+    assert cells(table, "char_lstm", "tuned")[4:6] == ["1.300", "2.300"]
+    assert cells(table, "lenet")[1] == "0.50 ± 0.01 %"
+
+
+def test_flat_minima():
+    table = results_tables.flat_minima(COMPARE)
+    # Deviation of 0, .1, ..., .9 is sqrt(11 / 120) = .3028, over sqrt(10) .0957.
+    assert cells(table, "SGD-Nesterov") == ["SGD-Nesterov", *["6.45 ± 0.10"] * 2]
+    assert cells(table, "SAM") == ["SAM", *["5.46 ± 0.10"] * 2]
+    assert cells(table, "Entropy-SGD") == ["Entropy-SGD", *["**5.45 ± 0.10**"] * 2]
+    assert "500 24, wrong40 24" in table
+    assert "not tried: wrong40: SAM." in table
+    settled = results_tables.flat_minima({"500": compare_record()})
+    assert "Each best has had all its neighbours tried." in settled
+
+
+def test_comparisons():
+    table = results_tables.comparisons(COMPARE)
+    errors = {
+        name: [run["test_error"] for run in runs]
+        for name, runs in COMPARE["500"]["runs"].items()
+    }
+    found = [paired_bootstrap(errors["entropy_sgd"], errors[n]) for n in ("sgd", "sam")]
+    adjusted = holm([c.p_value for c in found])
+    assert adjusted[0] < 0.05 < adjusted[1]
+    sgd, sam = cells(table, "SGD-Nesterov"), cells(table, "SAM")
+    assert sgd[1] == sgd[2]
+    assert re.fullmatch(r"\*\*-1\.00 \[-1\.\d\d, -0\.\d\d\] p < \.001\*\*", sgd[1])
+    low, high = (f"{x:+.2f}" for x in found[1][1:3])
+    # Not bold, and the p-value is that of Holm for two.
+    assert sam[1] == f"-0.01 [{low}, {high}] {p_value(adjusted[1])}"
+    assert "Entropy-SGD |" not in table  # not against itself
+
+
+def test_comparisons_are_adjusted():
+    """Alone it would be below .05; as the smaller of two it is not."""
+    record = compare_record()
+    ours = np.arange(10) / 10
+    rival = ours + np.array([-0.8, -0.4, -0.1, 0.4, 0.5, 0.7, 1.0, 1.2, 1.5, 2.1])
+    worse = [{"test_error": float(e)} for e in rival]
+    same = [{"test_error": float(e)} for e in ours]
+    record["runs"] = {"sgd": worse, "sam": same, "entropy_sgd": same}
+    alone = paired_bootstrap(ours, rival).p_value
+    assert 0.025 < alone < 0.05
+    table = results_tables.comparisons({"500": record})
+    assert "**" not in table
+    assert p_value(2 * alone) in cells(table, "SGD-Nesterov")[1]
+
+
+def test_headroom():
+    table = results_tables.headroom(HEADROOM)
+    assert cells(table, "method")[1:] == ["1000, cosine", "1000, constant"]
+    inside = "(0.1 to 0.2; 5.00 %)"
+    assert cells(table, "SGD-Nesterov")[1:] == [f"1 or more {inside}", f"1 {inside}"]
+    assert cells(table, "Schedule-Free")[1:] == [f"1 {inside}", "-"]
+
+
+def test_stability():
+    table = results_tables.stability(STABILITY)
+    # At .1; the loss .1 is log(3) / log(10) of the way from .03 to .3.
+    between = 4 * (2 / 4) ** (np.log(0.1 / 0.03) / np.log(10))
+    assert cells(table, "SGD") == [
+        *("SGD", "4.000 ± 2.000", "20.0 ± 10.0", "0.0300 ± 0.0000"),
+        *(f"{between:.3f}", "4.000", "-"),
+    ]
+    # A pair that diverged.
+    assert cells(table, "Entropy-SGD, gamma 1") == [
+        *("Entropy-SGD, gamma 1", "not finite", "20.0 ± 10.0", "not finite"),
+        *("-", "-", "-"),
+    ]
+    assert "2 pairs" in table
+
+
+def test_ablation():
+    table = results_tables.ablation(ABLATION)
+    assert cells(table, "tuned")[2:] == ["5.50 ± 0.50", "8.00 ± 1.00"]
+    assert cells(table, "L", "1")[2:] == ["**6.00 (+0.50)**", "**5.00 (-0.50)**"]
+    assert cells(table, "L", "5")[2:] == ["5.70 (+0.20)", "-"]
+    assert cells(table, "1000", "0.5")[2:] == [
+        *("2.50 ± 0.50", "1.50 ± 0.50", "+1.00 [+1.00, +1.00]")
+    ]
+
+
+@pytest.mark.parametrize("name", list(results_tables.TABLES))
+def test_with_tables_replaces_between_the_marks_alone(name):
+    page = MARKED.format(name) + MARKED.format("elsewhere")
+    written = results_page.with_tables(page, FOUND)
+    table = results_tables.TABLES[name](FOUND[name])
+    assert "STALE" not in table
+    assert written == page.replace("STALE", table, 1)
+    assert results_page.with_tables(written, FOUND) == written
+    # Without a record, or without marks, nothing changes.
+    assert results_page.with_tables(page, {}) == page
+    bare = page.replace(":", "")
+    assert results_page.with_tables(bare, FOUND) == bare
+    # Every table is one that Markdown can read.
+    widths = [line.count(" | ") for line in table.split("\n\n")[0].splitlines()]
+    assert len(set(widths)) == 1
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A folder of records and a page with all marks."""
+    results = tmp_path / "results"
+    study = results / "flat_minima"
+    (results / "table1").mkdir(parents=True)
+    (results / "table1" / "runs.json").write_text(json.dumps(TABLE1))
+    for name, per_scenario in (
+        ("compare", COMPARE),
+        ("headroom", HEADROOM),
+        ("ablation", ABLATION),
+    ):
+        for scenario, record in per_scenario.items():
+            (study / scenario).mkdir(parents=True, exist_ok=True)
+            (study / scenario / f"{name}.json").write_text(json.dumps(record))
+    (study / "stability.json").write_text(json.dumps(STABILITY))
+    page = "\n".join(MARKED.format(name) for name in results_tables.TABLES)
+    (results / "README.md").write_text(page)
+    return results
+
+
+def test_report_end_to_end(filled, tmp_path, capsys):
+    assert results_page.records(filled) == FOUND
+    command = ["report", "--results", str(filled), "--runs", str(tmp_path / "none")]
+    assert main(command) == 0
+    assert "0 new runs of table1; 6 tables and 6 figures" in capsys.readouterr().out
+    page = (filled / "README.md").read_text()
+    assert "\nSTALE\n" not in page
+    assert all(results_tables.TABLES[n](r) in page for n, r in FOUND.items())
+    figures = {path.relative_to(filled).as_posix() for path in filled.rglob("*.png")}
+    assert figures == {
+        "table1/mnistfc_tuned_7800.png",
+        "table1/mnistfc_paper_7800.png",
+        "table1/char_lstm_tuned_7800.png",
+        "flat_minima/errors.png",
+        "flat_minima/headroom.png",
+        "flat_minima/stability.png",
+    }
+    for name in figures:
+        data = (filled / name).read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert len(data) > 5000  # more than an empty canvas
+
+
+def test_report_wants_a_page(tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--results: " in error
+    assert "README.md not found" in error.replace("\n", "")
+
+
+def write_run(runs, row, folder, optimizer, seed, value):
+    path = runs / row / folder / f"{optimizer}-{seed}" / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = table1_run(row, optimizer, seed, value)["run"]
+    settings = {"model": row, "sgd": {"momentum": 0.9}, "adam": {"b1": 0.8}}
+    for name in results_page.GROUPS:
+        settings.setdefault(name, {})
+    path.write_text(json.dumps({"settings": settings, "epochs": 20.0, "run": run}))
+    return path
+
+
+def test_take_in_merges_and_does_not_double(tmp_path):
+    runs, path = tmp_path / "runs", tmp_path / "results" / "runs.json"
+    assert results_page.take_in(runs, path) == 0
+    assert not path.exists()
+    write_run(runs, "mnistfc", "tuned-7800", "sgd", 0, 1.0)
+    write_run(runs, "mnistfc", "tuned-7800", "sgd", 1, 2.0)
+    unfinished = runs / "mnistfc" / "tuned-7800" / "sgd-2"
+    unfinished.mkdir()
+    (unfinished / "settings.json").write_text("{}")
+    assert results_page.take_in(runs, path) == 2
+    first = json.loads(path.read_text())
+    assert results_page.take_in(runs, path) == 0
+    assert json.loads(path.read_text()) == first
+
+    # Other machines hold other runs; what was taken in stays as it was.
+    elsewhere = tmp_path / "elsewhere"
+    write_run(elsewhere, "mnistfc", "tuned-7800", "sgd", 1, 99.0)
+    write_run(elsewhere, "mnistfc", "tuned-7800", "adam", 1, 3.0)
+    write_run(elsewhere, "mnistfc", "paper-7800", "sgd", 1, 4.0)
+    write_run(elsewhere, "lenet", "tuned-7800", "sgd", 1, 5.0)
+    assert results_page.take_in(elsewhere, path) == 3
+    kept = json.loads(path.read_text())
+    assert kept[:2] == first
+    names = ("row", "which", "gradients", "optimizer", "seed")
+    found = {tuple(e[n] for n in names): e["run"]["test_last"]["error"] for e in kept}
+    assert found == {
+        ("mnistfc", "tuned", 7800, "sgd", 0): 1.0,
+        ("mnistfc", "tuned", 7800, "sgd", 1): 2.0,
+        ("mnistfc", "tuned", 7800, "adam", 1): 3.0,
+        ("mnistfc", "paper", 7800, "sgd", 1): 4.0,
+        ("lenet", "tuned", 7800, "sgd", 1): 5.0,
+    }
+    # Of the optimizers' settings only those of the run's own.
+    for entry in kept:
+        groups = set(results_page.GROUPS) & set(entry["settings"])
+        assert groups == {entry["optimizer"]}
+    # A record can be made into the table.
+    assert "3.00" in results_tables.table1(kept)
+
+
+def test_the_page_is_that_of_its_records():
+    """`entropy-optax report` would change nothing."""
+    page, found = (RESULTS / "README.md").read_text(), results_page.records(RESULTS)
+    for name in found:
+        assert page.count(f"<!-- {name}:begin -->") == 1, name
+        assert page.count(f"<!-- {name}:end -->") == 1, name
+    assert page == results_page.with_tables(page, found)
+
+
+def test_report_takes_new_runs_into_the_table(filled, tmp_path):
+    write_run(tmp_path / "runs", "lenet", "tuned-7800", "sgd", 0, 1.0)
+    assert results_page.write(tmp_path / "runs", filled, Console(quiet=True)) == 0
+    assert len(results_page.records(filled)["table1"]) == len(TABLE1) + 1
+    assert "| lenet | tuned |" in (filled / "README.md").read_text()

@@ -1,0 +1,312 @@
+"""The studies of flat minima end to end, on few images and tiny budgets."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from entropy_optax.experiments import (
+    ablation,
+    flat_minima,
+    headroom,
+    image_task,
+    models,
+    runner,
+    stability,
+    study,
+)
+from entropy_optax.experiments.cli import main
+from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.settings import SettingsError
+from entropy_optax.experiments.statistics import paired_bootstrap
+from entropy_optax.experiments.tasks import make_task
+
+FEW = ("sgd", "entropy_sgd")
+TINY = {
+    "data": "tiny",
+    "num_train": 40,
+    "label_noise": 0.4,
+    "batch_size": 8,
+    "num_gradients": 40,
+    "report_every": 20,
+    "evaluate_every": 40,
+}
+VARIANTS = {"rate": {"step_size": 1e-3}, "decay": {"weight_decay": 0.3}}
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def unoptimised():
+    """As conftest's quick_compilation, which does not reach fixtures of a module."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def world(make_tiny, tmp_path_factory):
+    """Few images, a net of eight units, few methods, and a budget of two."""
+    folder = tmp_path_factory.mktemp("data")
+    make_tiny(folder / "tiny")
+    compile_step, compiled = runner.compile_step, {}
+
+    def once(task, optimizer, settings, count):
+        """The tasks differ in data alone, which is an argument of the program."""
+        key = runner._program(optimizer, settings), count
+        if key not in compiled:
+            compiled[key] = compile_step(task, optimizer, settings, count)
+        return compiled[key]
+
+    small = functools.partial(models.MnistFC, features=(8,), dropout_rate=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTROPY_OPTAX_DATA", str(folder))
+        patch.setattr(image_task, "MODELS", {"mlp": small})
+        patch.setattr(flat_minima, "SCENARIOS", {"tiny": TINY, "500": TINY})
+        for module in (runner, ablation, stability):
+            patch.setattr(module, "compile_step", once)
+        for module in (flat_minima, headroom):
+            patch.setattr(module, "METHODS", FEW)
+        patch.setattr(flat_minima, "FIRST_BUDGET", 2)
+        patch.setattr(flat_minima, "LAST_BUDGET", 2)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def compared(world, tmp_path_factory):
+    unoptimised()
+    out = tmp_path_factory.mktemp("study")
+    assert study.run("compare", ["tiny"], out, "the command", quiet()) == 0
+    return out
+
+
+def test_compare_writes_its_records(compared):
+    folder = compared / "tiny"
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md",
+        "compare.json",
+        "grid.json",
+    }
+    record = read(folder / "compare.json")
+    assert set(record["runs"]) == set(FEW)
+    assert record["budget"] == 2
+    for name, runs in record["runs"].items():
+        assert [run["seed"] for run in runs] == list(range(10))
+        assert {run["gradients"] for run in runs} == {40}
+        assert len({run["test_loss"] for run in runs}) == 10, name  # ten runs
+    page = (folder / "README.md").read_text()
+    assert "`the command`" in page
+    assert "2 configurations" in page
+    entries = read(folder / "grid.json")["results"]
+    assert len(entries) == 2 * len(FEW)
+    # The settings of the record are the best of the grid.
+    for name in FEW:
+        best = min(
+            (e for e in entries if e["optimizer"] == name),
+            key=lambda e: tuple(
+                np.mean(e[f"validation_{by}"]) for by in ("error", "loss")
+            ),
+        )
+        assert record["settings"][name] == best["hyperparameters"]
+
+
+def test_tuned_takes_the_best(compared, world, tmp_path):
+    """By the validation error, whatever the order and the losses."""
+    content = read(compared / "tiny" / "grid.json")
+    for i, entry in enumerate(content["results"]):
+        first = entry["optimizer"] == "sgd"
+        entry["validation_error"] = [1.0, 2.0] if first == (i % 2 == 0) else [3.0, 0.5]
+        entry["validation_loss"] = (
+            [0.0, 0.0]
+            if entry["validation_error"][0] > 2
+            else [
+                None,
+                9.0,
+            ]
+        )
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "grid.json").write_text(json.dumps(content))
+    chosen = flat_minima.tuned("tiny", tmp_path)
+    assert chosen.seeds == tuple(range(10))
+    assert chosen.num_gradients == 40
+    for i, entry in enumerate(content["results"]):
+        own = dataclasses.asdict(getattr(chosen, entry["optimizer"]))
+        best = (entry["optimizer"] == "sgd") == (i % 2 == 0)
+        assert (own == entry["hyperparameters"]) == best, entry
+
+
+def test_parts_before_compare_are_an_error(world, tmp_path, capsys):
+    for part in ("headroom", "ablation"):
+        command = ["study", "--part", part, "--scenario", "tiny"]
+        assert main([*command, "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "grid.json: not found; run `--part compare` first" in error
+        assert error.count("\n") == 1
+
+
+def test_parts_amid_compare_are_an_error(compared, world, tmp_path):
+    content = read(compared / "tiny" / "grid.json")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for kept, message in ((3, "1 of 2 configurations of entropy_sgd"), (2, "0 of 2")):
+        content["results"] = content["results"][:kept]
+        (folder / "grid.json").write_text(json.dumps(content))
+        with pytest.raises(SettingsError, match=message):
+            flat_minima.tuned("tiny", tmp_path)
+
+
+def test_headroom_end_to_end(compared, world, monkeypatch):
+    monkeypatch.setattr(headroom, "RATES", (0.003, 0.3))
+    monkeypatch.setattr(headroom, "METHODS", ("entropy_sgd",))
+    assert study.run("headroom", ["tiny"], compared, "it", quiet()) == 0
+    rows = read(compared / "tiny" / "headroom.json")["rows"]
+    assert [(r["method"], r["rate_schedule"]) for r in rows] == [
+        ("entropy_sgd", shape) for shape in ("cosine", "constant")
+    ]
+    assert all(r["rates"] == [0.003, 0.3] for r in rows)
+    for row in rows:
+        errors = np.array(row["validation_error"])
+        assert errors.shape == (2, 3)
+        assert not np.array_equal(errors[0], errors[1])  # the rate does something
+    assert rows[0]["validation_error"] != rows[1]["validation_error"]
+
+
+def test_ablation_end_to_end(compared, world, monkeypatch):
+    few = lambda base: [(name, "a", fields) for name, fields in VARIANTS.items()]
+    monkeypatch.setattr(ablation, "variants", few)
+    monkeypatch.setattr(ablation, "x_or_mean", lambda settings, rate: {"rate": rate})
+    assert study.run("ablation", ["tiny"], compared, "it", quiet()) == 0
+    record = read(compared / "tiny" / "ablation.json")
+    # The reference is the run of `compare` at the same seeds.
+    runs = read(compared / "tiny" / "compare.json")["runs"]["entropy_sgd"]
+    assert record["reference"] == [run["test_error"] for run in runs]
+    assert [row["fields"] for row in record["rows"]] == list(VARIANTS.values())
+    for row in record["rows"]:
+        assert len(row["test_error"]) == 10
+        assert row["test_error"] != record["reference"]
+        found = paired_bootstrap(row["test_error"], record["reference"])
+        assert row["against_tuned"] == found._asdict()
+    assert [entry["rate"] for entry in record["x_or_mean"]] == [0.25, 0.5, 1.0]
+
+
+def test_x_or_mean_of_one_outer_step(world, monkeypatch):
+    """From one start the mean is the same at any rate, and x is on the way to it."""
+    monkeypatch.setattr(ablation, "SEEDS", (0, 1, 2, 3))
+    settings = dataclasses.replace(flat_minima.base_settings("tiny"), num_gradients=20)
+    full, part = (ablation.x_or_mean(settings, rate) for rate in (1.0, 0.25))
+    assert full["x"] == full["mean"]
+    assert part["mean"] == full["mean"]
+    assert part["x"] != part["mean"]
+    assert (full["learning_rate"], part["learning_rate"]) == (1.0, 0.25)
+
+
+def test_x_or_mean_at_rate_1_is_the_run_itself(compared, world):
+    settings = flat_minima.tuned("tiny", compared)
+    found = ablation.x_or_mean(settings, 1.0)
+    assert found["x"] == found["mean"]
+    runs = read(compared / "tiny" / "compare.json")["runs"]["entropy_sgd"]
+    assert found["x"] == [run["test_error"] for run in runs]
+
+
+@pytest.fixture(scope="module")
+def twins(world, tmp_path_factory):
+    """The record of two pairs, and what their compiled steps were given."""
+    unoptimised()
+    out = tmp_path_factory.mktemp("stability")
+    starts, batches = [], []
+    compile_step = stability.compile_step
+
+    def spy(*args):
+        step = compile_step(*args)
+
+        def init(traced, keys):
+            arrays = step.init(traced, keys)
+            starts.append(jax.tree.map(np.array, arrays["params"]))
+            batches.append([])
+            return arrays
+
+        def advance(arrays, traced, data, indices):
+            batches[-1].append(indices.copy())
+            return step.advance(arrays, traced, data, indices)
+
+        return step._replace(init=init, advance=advance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        patch.setattr(stability, "compile_step", spy)
+        stability.measure(out, quiet(), num_gradients=40)
+    return read(out / "stability.json"), starts, batches
+
+
+def shrink(patch):
+    patch.setattr(stability, "NUM_PAIRS", 2)
+    patch.setattr(stability, "NUM_TRAIN", 24)
+    patch.setattr(stability, "RATES", (0.05, 0.1))
+    patch.setattr(stability, "GAMMAS", (1.0,))
+
+
+def test_twins_differ_in_one_example_only(twins):
+    _, starts, batches = twins
+    assert len(starts) == 8  # SGD, SAM, EMA and one gamma at two rates
+    for start, own in zip(starts, batches, strict=True):
+        for leaf in jax.tree.leaves(start):
+            np.testing.assert_array_equal(leaf[0::2], leaf[1::2])
+        kernels = [leaf for leaf in jax.tree.leaves(start) if leaf.ndim == 3]
+        assert all(not np.array_equal(k[0], k[2]) for k in kernels)  # another pair
+        indices = np.concatenate(own, axis=1)
+        for pair in range(2):
+            one, twin = indices[2 * pair], indices[2 * pair + 1]
+            stream = minibatches(24, 8, pair)
+            np.testing.assert_array_equal(one, [next(stream) for _ in one])
+            assert one.max() < 24
+            assert pair in one
+            np.testing.assert_array_equal(twin, np.where(one == pair, 24 + pair, one))
+    # SAM takes two gradients on each minibatch.
+    counts = [sum(b.shape[1] for b in own) for own in batches]
+    assert counts == [40, 40, 20, 20, 40, 40, 40, 40]
+
+
+def test_stability_record(twins):
+    record, _, _ = twins
+    assert [(row["contender"], row["rate"]) for row in record["rows"]] == [
+        (name, rate)
+        for name in ("sgd", "sam", "ema", "entropy_sgd, gamma 1")
+        for rate in (0.05, 0.1)
+    ]
+    for row in record["rows"]:
+        assert all(len(row[n]) == 2 for n in ("distance", "path_length"))
+        assert min(row["distance"]) > 0
+        # Twins that start together are no farther apart than two paths.
+        assert np.all(np.array(row["path_length"]) > 0.01)
+        assert np.all(np.array(row["training_loss"]) < 3)
+    paths = {row["path_length"][0] for row in record["rows"]}
+    assert len(paths) == len(record["rows"])
+
+
+def test_twins_of_one_example_do_not_part(world, tmp_path, monkeypatch):
+    """Otherwise the distance would measure something else as well."""
+    shrink(monkeypatch)
+    monkeypatch.setattr(stability, "RATES", (0.1,))
+
+    def same(settings):
+        task = make_task(settings)
+        copy = lambda leaf: leaf.at[24:26].set(leaf[:2])
+        task.data = tuple(copy(leaf) for leaf in task.data)
+        return task
+
+    monkeypatch.setattr(stability, "make_task", same)
+    found = stability.contenders
+    some = lambda settings: [found(settings)[i] for i in (0, 3)]  # SGD, ours
+    monkeypatch.setattr(stability, "contenders", some)
+    stability.measure(tmp_path, quiet(), num_gradients=40)
+    rows = read(tmp_path / "stability.json")["rows"]
+    assert [row["distance"] for row in rows] == [[0.0, 0.0]] * 2
+    assert min(min(row["path_length"]) for row in rows) > 0
