@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+Values = Sequence[float] | np.ndarray
+
 _RESAMPLES = 10_000
 _SEED = 20_170_424
 
@@ -26,7 +28,7 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def paired_bootstrap(ours: Sequence[float], rival: Sequence[float]) -> Comparison:
+def paired_bootstrap(ours: Values, rival: Values) -> Comparison:
     """Bootstraps the mean difference over pairs.
 
     Pairs are resampled with replacement, 10,000 times from a fixed seed. The p-value is

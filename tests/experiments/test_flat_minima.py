@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,8 @@ def test_grids_are_fair_and_valid(scenario):
 @pytest.mark.parametrize("scenario", ["wrong20", "wrong40", "wrong40_nodecay"])
 def test_wrong_labels_are_trained_on_and_nothing_else(scenario):
     share = float(scenario[5:7]) / 100
-    clean = make_task(flat_minima.base_settings("1000"))
-    noisy = make_task(flat_minima.base_settings(scenario))
+    clean: Any = make_task(flat_minima.base_settings("1000"))
+    noisy: Any = make_task(flat_minima.base_settings(scenario))
     assert noisy.dataset.train.images.shape == (1000, 14, 14, 1)
     np.testing.assert_array_equal(noisy.data[0], clean.data[0])
     labels, right = noisy.data[1], clean.data[1]
