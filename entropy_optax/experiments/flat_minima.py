@@ -215,6 +215,9 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
       console: where progress goes.
     """
     folder = out / scenario
+    if (folder / "compare.json").exists():
+        console.print(f"{scenario}: done before, {folder / 'compare.json'}")
+        return
     settings = base_settings(scenario)
     experiment = Experiment(settings, make_task(settings))
     budget = FIRST_BUDGET
