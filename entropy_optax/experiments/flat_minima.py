@@ -62,7 +62,7 @@ _AXES: dict[str, dict[str, list[Any]]] = {
     "lookahead": {"learning_rate": _RATES, "weight_decay": _DECAYS},
     "ema": {
         "learning_rate": _RATES,
-        "average_decay": [0.9, 0.97, 0.99, 0.997, 0.999],
+        "average_decay": [0.0, 0.9, 0.97, 0.99, 0.997, 0.999],
         "weight_decay": _DECAYS,
     },
     "schedule_free": {
@@ -72,17 +72,17 @@ _AXES: dict[str, dict[str, list[Any]]] = {
     "entropy_sgd": {
         "step_size": _RATES,
         "gamma": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
-        "num_steps": [1, 5, 20],
+        "num_steps": [1, 5, 20, 100],
         "weight_decay": _DECAYS,
     },
     "averaging_alone": {
         "step_size": _RATES,
-        "num_steps": [1, 5, 20],
+        "num_steps": [1, 5, 20, 100],
         "weight_decay": _DECAYS,
     },
     "reset_alone": {
         "step_size": _RATES,
-        "num_steps": [1, 5, 20],
+        "num_steps": [1, 5, 20, 100],
         "weight_decay": _DECAYS,
     },
 }
@@ -92,9 +92,6 @@ _WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
     "lookahead": {"momentum": _MOMENTA},
     "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
     "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
-    # Eleven rates times three L would be fewer than LAST_BUDGET.
-    "averaging_alone": {"num_steps": [1, 5, 10, 20]},
-    "reset_alone": {"num_steps": [1, 5, 10, 20]},
 }
 _START: dict[str, Any] = {
     "learning_rate": 0.08,

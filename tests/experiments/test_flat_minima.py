@@ -195,8 +195,8 @@ def test_every_method_gets_as_many_until_all_are_settled(search):
     assert code == 0
     tried = by_method(folder)
     record = read(folder / "compare.json")
-    assert record["budget"] == 24
-    assert {len(points) for points in tried.values()} == {24}
+    assert record["budget"] > 8  # the first was not enough
+    assert {len(points) for points in tried.values()} == {record["budget"]}
     assert record["unsettled"] == []
     # The optimum of each is found, and chosen.
     assert {run["test_error"] for run in record["runs"]["sgd"]} == {
