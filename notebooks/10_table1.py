@@ -62,8 +62,8 @@ print("records:", ", ".join(records))
 # %% [markdown]
 # ## The table
 #
-# "chosen" is the point of the lowest validation error; the test set was read once, after
-# the last gradient.
+# "chosen" is the point of the lowest validation error; the test set was read once, at
+# the end.
 
 # %%
 display(Markdown(results_tables.table1(records["table1"])))

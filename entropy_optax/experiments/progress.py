@@ -76,7 +76,8 @@ class ProgressDisplay:
                 text="",
             )
         if progress.validation is not None:
-            self._validation[run] = f"  validation {progress.validation.error:.2f} %"
+            error, loss = progress.validation
+            self._validation[run] = f"  validation {error:.2f} %, {loss:.4f} nats"
         speed = progress.gradients / max(progress.seconds, 1e-9)
         text = f"loss {progress.loss:.4f}{self._validation.get(run, '')}"
         self._bar.update(

@@ -169,7 +169,7 @@ class Experiment:
                 log,
                 member_of(arrays, i),
                 member_of(chosen, i),
-                compile_seconds,
+                compile_seconds if i == 0 else 0.0,
                 test,
             )
             for i, (member, log) in enumerate(zip(members, logs, strict=True))
