@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from entropy_optax.experiments.report import estimate
+from entropy_optax.experiments.report import LABELS, estimate
 
 
 def floats(values: Sequence[float | None]) -> list[float]:
@@ -61,3 +62,34 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def race(runs: Sequence[dict[str, Any]]) -> str:
+    """How many gradients each optimizer needs for Adam's last validation loss.
+
+    Args:
+      runs: of `table1` on the character LSTM.
+
+    Returns:
+      A paragraph for each budget that Adam was run with, empty without any.
+    """
+    lines = []
+    for adam in runs:
+        if adam["row"] != "char_lstm" or adam["optimizer"] != "adam":
+            continue
+        target = adam["run"]["curve"][-1][1]
+        found = []
+        for rival in runs:
+            same = ("row", "which", "gradients", "seed")
+            if rival is adam or any(rival[name] != adam[name] for name in same):
+                continue
+            reached = [g for g, loss in rival["run"]["curve"] if loss <= target]
+            needed = f"{reached[0]:,}" if reached else "more than it had"
+            found.append(f"{LABELS[rival['optimizer']]} {needed}")
+        if found:
+            lines.append(
+                f"Gradients for Adam's last validation loss of {target:.4f} nats on the"
+                f" character LSTM, which took it {adam['gradients']:,}:"
+                f" {', '.join(found)}."
+            )
+    return "".join(line + "\n\n" for line in lines)

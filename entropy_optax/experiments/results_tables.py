@@ -11,6 +11,7 @@ from entropy_optax.experiments.results_format import (
     markdown,
     mean_and_error,
     p_value,
+    race,
 )
 from entropy_optax.experiments.stability import at_matched_loss
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
@@ -70,7 +71,7 @@ def table1(runs: Sequence[Record]) -> str:
             rows,
         )
         + "\n\nImages: error in per cent; text: nats per token. Mean ± standard error"
-        + " over n seeds.\n\nThe paper's Table 1:\n\n"
+        + f" over n seeds.\n\n{race(runs)}The paper's Table 1:\n\n"
         + markdown(
             ["system", "Entropy-SGD", "effective epochs", "its rival", "epochs"], paper
         )

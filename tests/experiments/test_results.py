@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from entropy_optax.experiments import results_page, results_tables
+from entropy_optax.experiments import results_format, results_page, results_tables
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.results_format import mean_and_error, p_value
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
@@ -146,7 +146,9 @@ ABLATION = {
             ablation_row("L", "1", 0.5, 0.1, 0.9),
             ablation_row("L", "5", 0.2, -0.1, 0.5),
         ],
-        "x_or_mean": [{"learning_rate": 0.5, "x": [2.0, 3.0], "mean": [1.0, 2.0]}],
+        "x_or_mean": [
+            {"learning_rate": 0.5, "x": [2.0, 3.0] * 3, "mean": [1.0, 2.0] * 3}
+        ],
     },
     "wrong40": {
         "reference": [7.0, 9.0],
@@ -171,6 +173,18 @@ def test_numbers():
     assert [p_value(p) for p in (1.0, 0.0499, 0.012, 0.001, 0.0009)] == [
         *("p 1.000", "p .050", "p .012", "p .001", "p < .001")
     ]
+
+
+def test_race_counts_the_gradients_until_adams_last_loss():
+    runs = [table1_run("char_lstm", name, 0, 50.0) for name in ("adam", "sgd", "ema")]
+    curves = [(5, 2.0), (10, 1.5)], [(5, 1.6), (10, 1.4)], [(5, 1.9), (10, 1.6)]
+    for run, curve in zip(runs, curves, strict=True):
+        run["run"]["curve"] = curve
+    said = results_format.race(runs)
+    assert "1.5000 nats" in said
+    assert "SGD-Nesterov 10" in said
+    assert "EMA of SGD more than it had" in said
+    assert results_format.race(runs[1:]) == ""
 
 
 def test_table1():
@@ -218,7 +232,7 @@ def test_comparisons():
     assert adjusted[0] < 0.05 < adjusted[1]
     sgd, sam = cells(table, "SGD-Nesterov"), cells(table, "SAM")
     assert sgd[1] == sgd[2]
-    assert re.fullmatch(r"\*\*-1\.00 \[-1\.\d\d, -0\.\d\d\] p < \.001\*\*", sgd[1])
+    assert re.fullmatch(r"\*\*-1\.00 \[-1\.\d\d, -0\.\d\d\] p \.\d{3}\*\*", sgd[1])
     low, high = (f"{x:+.2f}" for x in found[1][1:3])
     # Not bold, and the p-value is that of Holm for two.
     assert sam[1] == f"-0.01 [{low}, {high}] {p_value(adjusted[1])}"
@@ -230,7 +244,7 @@ def test_comparisons_are_adjusted():
     record = compare_record()
     ours = np.arange(10) / 10
     rival = ours + np.array(
-        [-0.85, -0.45, -0.15, 0.35, 0.45, 0.65, 0.95, 1.15, 1.45, 2.05]
+        [-0.60, -0.30, -0.05, 0.40, 0.50, 0.70, 0.95, 1.15, 1.45, 2.05]
     )
     worse = [{"test_error": float(e)} for e in rival]
     same = [{"test_error": float(e)} for e in ours]
@@ -272,7 +286,7 @@ def test_ablation():
     assert cells(table, "L", "1")[2:] == ["**6.00 (+0.50)**", "**5.00 (-0.50)**"]
     assert cells(table, "L", "5")[2:] == ["5.70 (+0.20)", "-"]
     assert cells(table, "1000", "0.5")[2:] == [
-        *("2.50 ± 0.50", "1.50 ± 0.50", "+1.00 [+1.00, +1.00]")
+        *("2.50 ± 0.22", "1.50 ± 0.22", "+1.00 [+1.00, +1.00]")
     ]
 
 
