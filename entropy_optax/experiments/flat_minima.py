@@ -15,7 +15,12 @@ from entropy_optax.experiments import report, tune_report
 from entropy_optax.experiments.grid import Grid
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, Run
-from entropy_optax.experiments.settings import Settings, SettingsError, check
+from entropy_optax.experiments.settings import (
+    Settings,
+    SettingsError,
+    check,
+    from_dict,
+)
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
@@ -41,13 +46,22 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 # All methods get the first, and four more at a time until the best of each has had all
 # its neighbours tried, or the last is reached.
-FIRST_BUDGET, LAST_BUDGET = 20, 40
+FIRST_BUDGET, LAST_BUDGET = 32, 64
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 
 _RATES = [0.0025 * 2**k for k in range(11)]
-_DECAYS = [0.0, *(10**-k * m for k in (5, 4, 3, 2) for m in (1, 3)), 0.1, 0.3]
-_DECAYS = sorted(_DECAYS)
+_DECAYS = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
+_LENGTHS = [1, 5, 20, 50, 100]
+# Ours is searched along the rate and the pull that are felt, whatever L and the mean
+# are: with step_size and gamma a move of L or of the mean would change these as well.
+_OURS: dict[str, list[Any]] = {
+    "effective_rate": _RATES,
+    "weight_decay": _DECAYS,
+    "num_steps": _LENGTHS,
+    "mean_decay": [0.0, 0.75, 0.95],
+    "anneal": ["inner", "outer"],
+}
 _AXES: dict[str, dict[str, list[Any]]] = {
     "sgd": {"learning_rate": _RATES, "weight_decay": _DECAYS},
     "adam": {
@@ -59,47 +73,47 @@ _AXES: dict[str, dict[str, list[Any]]] = {
         "radius": [0.025 * 2**k for k in range(8)],
         "weight_decay": _DECAYS,
     },
-    "lookahead": {"learning_rate": _RATES, "weight_decay": _DECAYS},
+    "lookahead": {
+        "learning_rate": _RATES,
+        "weight_decay": _DECAYS,
+        "constant_rate": [False, True],
+    },
     "ema": {
         "learning_rate": _RATES,
-        "average_decay": [0.0, 0.9, 0.97, 0.99, 0.997, 0.999],
         "weight_decay": _DECAYS,
+        "average_decay": [0.9, 0.97, 0.99, 0.997, 0.999],
+        "constant_rate": [False, True],
     },
     "schedule_free": {
         "learning_rate": [0.02 * 2**k for k in range(11)],
         "weight_decay": _DECAYS,
     },
-    "entropy_sgd": {
-        "step_size": _RATES,
-        "gamma": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
-        "num_steps": [1, 5, 20, 100],
-        "weight_decay": _DECAYS,
-    },
-    "averaging_alone": {
-        "step_size": _RATES,
-        "num_steps": [1, 5, 20, 100],
-        "weight_decay": _DECAYS,
-    },
+    "entropy_sgd": _OURS | {"pull": [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]},
+    "averaging_alone": _OURS,
     "reset_alone": {
-        "step_size": _RATES,
-        "num_steps": [1, 5, 20, 100],
+        "effective_rate": _RATES,
         "weight_decay": _DECAYS,
+        "num_steps": _LENGTHS,
     },
 }
 _MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98]
 _WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
     "sgd": {"momentum": _MOMENTA},
     "lookahead": {"momentum": _MOMENTA},
-    "adam": {"b1": [0.5, 0.8, 0.9, 0.95]},
-    "schedule_free": {"b1": [0.5, 0.8, 0.9, 0.95, 0.98]},
+    "adam": {"b1": _MOMENTA},
+    "schedule_free": {"b1": [0.3, 0.5, 0.8, 0.9, 0.95, 0.98]},
+    "reset_alone": {"momentum": _MOMENTA},
 }
 _START: dict[str, Any] = {
     "learning_rate": 0.08,
-    "step_size": 0.16,
+    "effective_rate": 0.08,
+    "pull": 0.1,
+    "mean_decay": 0.75,
+    "anneal": "inner",
+    "constant_rate": False,
     "weight_decay": 1e-3,
     "radius": 0.1,
     "average_decay": 0.99,
-    "gamma": 1.0,
     "num_steps": 20,
     "momentum": 0.9,
     "b1": 0.9,
@@ -138,8 +152,8 @@ def base_settings(scenario: str) -> Settings:
         optimizer=METHODS,
     )
     settings = dataclasses.replace(settings, **SCENARIOS[scenario])
-    # No noise: temperature is a study of its own.
-    ours = dataclasses.replace(settings.entropy_sgd, temperature=0.0)
+    # Noise and growth are studies of their own.
+    ours = dataclasses.replace(settings.entropy_sgd, temperature=0.0, gamma_growth=0.0)
     settings = dataclasses.replace(settings, entropy_sgd=ours)
     check(settings)
     return settings
@@ -155,7 +169,13 @@ def make_grid(scenario: str, budget: int) -> Grid:
     Returns:
       The grid. Without decay the methods of one other axis get one more.
     """
+    settings = base_settings(scenario)
     axes = {name: dict(_AXES[name]) for name in METHODS}
+    for own in axes.values():
+        if "num_steps" in own:
+            # Of fewer outer steps a cosine is a few stairs that do not end near 0.
+            most = settings.num_gradients // 30
+            own["num_steps"] = [n for n in own["num_steps"] if n <= most]
     if scenario.endswith("_nodecay"):
         for name, own in axes.items():
             # A method is left with enough to choose from by another axis.
@@ -167,7 +187,7 @@ def make_grid(scenario: str, budget: int) -> Grid:
             axis: values[axis] if values[axis] in own[axis] else own[axis][0]
             for axis in own
         }
-    return Grid(base_settings(scenario), SEEDS, {}, axes, {}, budget, start)
+    return Grid(settings, SEEDS, {}, axes, {}, budget, start)
 
 
 def tuned(scenario: str, out: pathlib.Path) -> Settings:
@@ -183,23 +203,10 @@ def tuned(scenario: str, out: pathlib.Path) -> Settings:
     Raises:
       SettingsError: if the scenario has not been tuned yet, or not to its end.
     """
-    path = out / scenario / "grid.json"
+    path = out / scenario / "compare.json"
     if not path.exists():
         raise SettingsError(f"{path}: not found; run `--part compare` first")
-    results = json.loads(path.read_text())["results"]
-    grid = make_grid(scenario, FIRST_BUDGET)
-    settings = dataclasses.replace(grid.settings, seeds=SEEDS)
-    for name in METHODS:
-        order = tune_report.ranked(grid, results, name)
-        if len(order) < FIRST_BUDGET:
-            raise SettingsError(
-                f"{path}: holds {len(order)} of {FIRST_BUDGET} configurations of"
-                f" {name}; run `--part compare` to its end"
-            )
-        best = order[0]["hyperparameters"]
-        group = dataclasses.replace(getattr(settings, name), **best)
-        settings = dataclasses.replace(settings, **{name: group})
-    return settings
+    return from_dict(Settings, json.loads(path.read_text())["settings"])
 
 
 def compare(scenario: str, out: pathlib.Path, command: str, console: Console) -> None:
@@ -229,7 +236,14 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
         budget += 4
     console.print(f"{scenario}: {budget} configurations each; not inside: {left}")
     tune_report.write_readme(folder / "README.md", grid, results, command)
-    chosen = tuned(scenario, out)
+    chosen = dataclasses.replace(settings, seeds=SEEDS)
+    edges = {}
+    for name in METHODS:
+        best = tune_report.ranked(grid, results, name)[0]
+        group = dataclasses.replace(getattr(chosen, name), **best["hyperparameters"])
+        chosen = dataclasses.replace(chosen, **{name: group})
+        if found := tune_report.edges(grid, name, best):
+            edges[name] = found
     runs = {}
     for name in METHODS:
         members = [Member(seed, chosen) for seed in SEEDS]
@@ -241,6 +255,7 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
         "settings": chosen,
         "budget": budget,
         "unsettled": left,
+        "on_edge": edges,
         "runs": {name: [_short(run) for run in group] for name, group in runs.items()},
     }
     write_json(folder / "compare.json", content)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.tasks import make_task
@@ -36,7 +37,8 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
             if name == "schedule_free" and shape == "constant":
                 continue  # it has a schedule of its own
             group = getattr(shaped, name)
-            field = "step_size" if hasattr(group, "step_size") else "learning_rate"
+            local = isinstance(group, EntropySGDSettings)
+            field = "effective_rate" if local else "learning_rate"
             rates = [rate * SCALES.get(name, 1.0) for rate in RATES]
             members = [
                 Member(

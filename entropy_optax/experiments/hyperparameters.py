@@ -63,6 +63,8 @@ class LookaheadSettings(SGDSettings):
     """Gradients between two moves of the slow parameters."""
     slow_step_size: float = 0.5
     """Share of the way to the fast parameters that the slow ones move."""
+    constant_rate: bool = False
+    """Keep the rate, whatever rate_schedule says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,8 @@ class EMASettings(SGDSettings):
 
     average_decay: float = 0.99
     """Weight of the old average, per gradient."""
+    constant_rate: bool = False
+    """Keep the rate, whatever rate_schedule says: the average does its work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ class EntropySGDSettings:
     gamma_growth: float = 1e-3
     """Scoping: gamma grows by this factor per outer step, gamma * (1 + growth)^t."""
     num_steps: int = 20
-    """Gradients per outer step (L). The other optimizers are stepped as often."""
+    """Gradients per outer step (L)."""
     temperature: float = 5e-9
     """Temperature of the Langevin noise; eps = 1e-4 in the paper is eps^2 / 2."""
     momentum: float = 0.9
@@ -126,3 +130,50 @@ class EntropySGDSettings:
     """Factor of the parameters added to the outer direction x - mu."""
     noise: Literal["gaussian", "rademacher"] = "gaussian"
     """Normal noise, or random signs of the same mean, variance and skewness."""
+    effective_rate: float | None = None
+    """Rate of SGD with momentum 0.9 that moves as far per gradient; sets step_size."""
+    pull: float | None = None
+    """step_size * gamma at the start; sets gamma."""
+
+
+def progress(group: EntropySGDSettings) -> float:
+    """How far an outer step moves x along a constant gradient, in terms of SGD.
+
+    SGD with momentum 0.9 moves by 10 times its rate per gradient. The inner loop starts
+    its momentum from zero, and mu lags behind x': with L = 20, momentum 0.9 and a mean
+    decay of 0.75 x moves 0.52 times as far as SGD of the rate step_size.
+
+    Args:
+      group: the settings; the pull is left out.
+
+    Returns:
+      The factor from `step_size` to `effective_rate`.
+    """
+    buffer = iterate = mean = 0.0
+    for k in range(group.num_steps):
+        buffer = group.momentum * buffer + 1.0
+        iterate += 1.0 + group.momentum * buffer
+        decay = k / (k + 1) if group.plain_average else group.mean_decay
+        mean = decay * mean + (1 - decay) * iterate
+    outer = group.learning_rate
+    if group.outer == "sgd":
+        outer /= 1 - group.outer_momentum
+    return outer * mean / (10.0 * group.num_steps)
+
+
+def resolved(group: EntropySGDSettings) -> EntropySGDSettings:
+    """Settings with `step_size` and `gamma` in place of what determines them.
+
+    Args:
+      group: the settings.
+
+    Returns:
+      The same with `effective_rate` and `pull` used up.
+    """
+    if group.effective_rate is not None:
+        step_size = group.effective_rate / progress(group)
+        group = dataclasses.replace(group, step_size=step_size, effective_rate=None)
+    if group.pull is not None:
+        gamma = group.pull / group.step_size
+        group = dataclasses.replace(group, gamma=gamma, pull=None)
+    return group

@@ -21,6 +21,7 @@ from entropy_optax.experiments.hyperparameters import (
     LookaheadSettings,
     SAMSettings,
     ScheduleFreeSettings,
+    resolved,
 )
 from entropy_optax.experiments.settings import Settings, gradients_per_update
 
@@ -63,7 +64,10 @@ def split_settings(
     Returns:
       float32 scalars to pass to the compiled step, and the rest.
     """
-    values = dataclasses.asdict(getattr(settings, name))
+    group = getattr(settings, name)
+    if isinstance(group, EntropySGDSettings):
+        group = resolved(group)
+    values = dataclasses.asdict(group)
     # Without noise nothing is drawn, which is another program.
     names = [k for k in _TRACED if k in values and (values[k] or k not in _OFF_AT_0)]
     return {k: jnp.float32(values.pop(k)) for k in names}, values
@@ -118,7 +122,7 @@ def make_method(
     decay = optax.add_decayed_weights(traced["weight_decay"])
     # SAM's second gradient of a minibatch is its only update of the base optimizer.
     num_updates = settings.num_gradients // (2 if isinstance(group, SAMSettings) else 1)
-    schedule = rate(settings, num_updates, traced["learning_rate"])
+    schedule = rate(_shaped(group, settings), num_updates, traced["learning_rate"])
     if isinstance(group, AdamSettings):
         tx = optax.adamw(
             schedule, group.b1, group.b2, weight_decay=traced["weight_decay"]
@@ -168,6 +172,8 @@ def current_rate(name: str, settings: Settings, gradients: int) -> float:
       outer rate where that alone is annealed.
     """
     group = getattr(settings, name)
+    if isinstance(group, EntropySGDSettings):
+        group = resolved(group)
     if isinstance(group, ScheduleFreeSettings):
         warmup = max(1, int(group.warmup * settings.num_gradients))
         return group.learning_rate * min(1.0, gradients / warmup)
@@ -177,7 +183,8 @@ def current_rate(name: str, settings: Settings, gradients: int) -> float:
         per_update = gradients_per_update(settings, name)
     if isinstance(group, EntropySGDSettings) and group.anneal == "outer":
         initial = group.learning_rate
-    schedule = rate(settings, settings.num_gradients // per_update, initial)
+    shaped = _shaped(group, settings)
+    schedule = rate(shaped, settings.num_gradients // per_update, initial)
     return float(schedule(gradients // per_update))
 
 
@@ -201,6 +208,12 @@ def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> i
     if isinstance(group, ScheduleFreeSettings):
         return most - 1  # Optax starts it at 1
     return most * (2 if isinstance(group, SAMSettings) else 1)
+
+
+def _shaped(group: Any, settings: Settings) -> Settings:
+    if getattr(group, "constant_rate", False):
+        return dataclasses.replace(settings, rate_schedule="constant")
+    return settings
 
 
 def _clips(settings: Settings) -> list[optax.GradientTransformation]:

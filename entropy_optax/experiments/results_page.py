@@ -50,6 +50,9 @@ def take_in(runs: pathlib.Path, path: pathlib.Path) -> int:
 
     Returns:
       How many were new.
+
+    Raises:
+      SettingsError: if runs of one mean differ in more than the seed.
     """
     kept = json.loads(path.read_text()) if path.exists() else []
     names = ("row", "which", "gradients", "optimizer", "seed")
@@ -67,12 +70,29 @@ def take_in(runs: pathlib.Path, path: pathlib.Path) -> int:
         for group in GROUPS:
             if group != optimizer:
                 del settings[group]
+        for entry in kept:
+            group = tuple(entry[name] for name in names[:4]) == key[:4]
+            if group and not _alike(entry["settings"], settings):
+                raise SettingsError(
+                    f"--runs: {file} was made with other settings than the runs of"
+                    f" {path}"
+                )
         kept.append(dict(zip(names, key, strict=True)) | content)
         new += 1
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
+        temporary.replace(path)
     return new
+
+
+def _alike(one: Any, other: Any) -> bool:
+    # But for the seed, and for fields that an older version did not have.
+    if isinstance(one, dict) and isinstance(other, dict):
+        common = (set(one) & set(other)) - {"seeds"}
+        return all(_alike(one[name], other[name]) for name in common)
+    return one == other
 
 
 def records(results: pathlib.Path) -> dict[str, Any]:

@@ -106,6 +106,11 @@ def flat_minima(records: dict[str, Record]) -> str:
         for n, r in records.items()
         if r["unsettled"]
     )
+    ends = "; ".join(
+        f"{n}: {LABELS[m]} ({', '.join(axes)})"
+        for n, r in records.items()
+        for m, axes in r.get("on_edge", {}).items()
+    )
     return (
         markdown(["test error %", *records], rows)
         + "\n\nMean ± standard error over 10 seeds. Configurations that each method"
@@ -115,6 +120,7 @@ def flat_minima(records: dict[str, Record]) -> str:
             if left
             else "Each best has had all its neighbours tried."
         )
+        + (f" Best on the end of a ladder: {ends}." if ends else "")
     )
 
 

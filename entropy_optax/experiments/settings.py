@@ -180,6 +180,9 @@ def check(settings: Settings) -> None:
             if isinstance(value, int | float):
                 flag = f"--{group}.{name}".replace("_", "-")
                 _check_hyperparameter(flag, name, value)
+        own: Any = getattr(settings, group)
+        if getattr(own, "effective_rate", None) is not None and own.outer != "sgd":
+            raise SettingsError(f"--{group}.effective-rate: wanted --{group}.outer sgd")
     if not settings.schedule_free.b1 > 0:  # Optax divides by it
         raise SettingsError("--schedule-free.b1: got 0, wanted a number in (0, 1)")
     for name in ("clip_norm", "clip_value"):

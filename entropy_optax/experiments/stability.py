@@ -17,6 +17,7 @@ from rich.console import Console
 from entropy_optax.experiments import methods
 from entropy_optax.experiments.compiled import compile_step, repeats
 from entropy_optax.experiments.flat_minima import base_settings, write_json
+from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.image_task import minibatches
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
@@ -75,7 +76,8 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
         step = compile_step(task, name, settings, 2 * NUM_PAIRS)
         for rate in RATES:
             group = getattr(settings, name)
-            field = "step_size" if hasattr(group, "step_size") else "learning_rate"
+            local = isinstance(group, EntropySGDSettings)
+            field = "effective_rate" if local else "learning_rate"
             chosen = dataclasses.replace(
                 settings, **{name: dataclasses.replace(group, **{field: rate})}
             )

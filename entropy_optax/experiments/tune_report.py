@@ -108,13 +108,24 @@ def edges(grid: Grid, optimizer: str, best: Entry) -> list[str]:
     found = []
     for name, values in grid.axes[optimizer].items():
         value = best["hyperparameters"][name]
-        if len(values) > 1 and value != 0 and value in (min(values), max(values)):
+        # Choices have no edge, and neither 0 nor a count of 1 can be passed.
+        if (
+            isinstance(value, bool | str)
+            or value == 0
+            or (value, name)
+            == (
+                1,
+                "num_steps",
+            )
+        ):
+            continue
+        if len(values) > 1 and value in (min(values), max(values)):
             found.append(name)
     return found
 
 
 def _text(value: Any) -> str:
-    plain = isinstance(value, str | bool)
+    plain = value is None or isinstance(value, str | bool)
     return str(value) if plain else f"{value:g}"
 
 
@@ -179,7 +190,7 @@ def write_readme(
         fixed = {
             name: value
             for name, value in entries[0]["hyperparameters"].items()
-            if name not in axes
+            if name not in axes and value is not None
         }
         held = ", ".join(f"{name} {_text(value)}" for name, value in fixed.items())
         lines += ["", f"Held fixed: {held}.", ""]

@@ -4,11 +4,16 @@ import dataclasses
 import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toy_task import ByHand, ToyTask
 
+import entropy_optax as eo
 from entropy_optax.experiments import methods, runner, settings
+from entropy_optax.experiments.hyperparameters import resolved
 from entropy_optax.experiments.settings import EntropySGDSettings, Settings
 
 SEED, N, EVERY = 3, 12, 6
@@ -314,3 +319,72 @@ def test_reported_rates_are_those_of_the_formulas():
         inner = 0.2 * falling(chosen, N // 3, t // 3)
         assert rate("entropy_sgd") == pytest.approx(inner, abs=1e-6)
         assert rate("schedule_free") == pytest.approx(0.4 * min(1, t / 3))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_steps": 1},
+        {"mean_decay": 0.0},
+        {"plain_average": True},
+        {"momentum": 0.0, "learning_rate": 0.5},
+        {"outer_momentum": 0.5, "num_steps": 5},
+    ],
+)
+def test_effective_rate_is_that_of_sgd_along_a_constant_gradient(fields):
+    """By the optimizer itself, over enough outer steps to forget the start."""
+    fields = {"momentum": 0.9, "mean_decay": 0.75, "num_steps": 20} | fields
+    group = EntropySGDSettings(gamma=0.0, temperature=0.0, effective_rate=0.03)
+    group = dataclasses.replace(group, **fields)
+    tx = eo.entropy_sgd(
+        group.learning_rate,
+        gamma=0.0,
+        num_steps=group.num_steps,
+        step_size=resolved(group).step_size,
+        temperature=0.0,
+        momentum=group.momentum or None,
+        outer_momentum=group.outer_momentum or None,
+        mean_decay=(lambda k: k / (k + 1)) if group.plain_average else group.mean_decay,
+    )
+    moved = {}
+    params = jnp.zeros(())
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for n in range(1, 40 * group.num_steps + 1):
+        updates, state = update(jnp.ones(()), state, params)
+        params = optax.apply_updates(params, updates)
+        moved[n] = -np.asarray(params).item()
+    length = group.num_steps
+    gain = (moved[40 * length] - moved[30 * length]) / (10 * length)
+    assert gain == pytest.approx(10 * 0.03, rel=1e-3)
+
+
+def test_pull_is_step_size_times_gamma():
+    group = EntropySGDSettings(effective_rate=0.08, pull=0.1)
+    found = resolved(group)
+    assert found.step_size * found.gamma == pytest.approx(0.1)
+    assert (found.effective_rate, found.pull) == (None, None)
+    assert resolved(found) == found
+    only = resolved(EntropySGDSettings(step_size=0.5, pull=0.1))
+    assert (only.step_size, only.gamma) == (0.5, 0.2)
+    with pytest.raises(settings.SettingsError, match="effective-rate: wanted --"):
+        settings.check(
+            dataclasses.replace(
+                Settings(), entropy_sgd=dataclasses.replace(group, outer="adam")
+            )
+        )
+
+
+def test_a_constant_rate_stays():
+    falling_rate = dataclasses.replace(BASE, rate_schedule="cosine")
+    for name, by_hand in (("ema", ema), ("lookahead", lookahead)):
+        group = dataclasses.replace(getattr(BASE, name), constant_rate=True)
+        chosen = dataclasses.replace(falling_rate, **{name: group})
+        constant = dataclasses.replace(chosen, rate_schedule="constant")
+        np.testing.assert_allclose(
+            train(name, chosen)[-1],
+            list(by_hand(ByHand(SEED), constant))[-1],
+            rtol=1e-4,
+        )
+        assert methods.current_rate(name, chosen, 6) == pytest.approx(0.2)

@@ -12,6 +12,7 @@ from rich.console import Console
 from entropy_optax.experiments import results_format, results_page, results_tables
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.results_format import mean_and_error, p_value
+from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
 
 RESULTS = pathlib.Path(__file__).parents[2] / "results"
@@ -358,15 +359,26 @@ def test_report_wants_a_page(tmp_path, capsys):
     assert "README.md not found" in error.replace("\n", "")
 
 
-def write_run(runs, row, folder, optimizer, seed, value):
+def write_run(runs, row, folder, optimizer, seed, value, *, momentum=0.9):
     path = runs / row / folder / f"{optimizer}-{seed}" / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     run = table1_run(row, optimizer, seed, value)["run"]
-    settings = {"model": row, "sgd": {"momentum": 0.9}, "adam": {"b1": 0.8}}
+    settings = {"model": row, "sgd": {"momentum": momentum}, "adam": {"b1": 0.8}}
     for name in results_page.GROUPS:
         settings.setdefault(name, {})
     path.write_text(json.dumps({"settings": settings, "epochs": 20.0, "run": run}))
     return path
+
+
+def test_take_in_refuses_other_settings_under_one_mean(tmp_path):
+    runs, path = tmp_path / "runs", tmp_path / "runs.json"
+    write_run(runs, "mnistfc", "tuned-7800", "sgd", 0, 1.0)
+    assert results_page.take_in(runs, path) == 1
+    before = path.read_text()
+    write_run(runs, "mnistfc", "tuned-7800", "sgd", 1, 1.0, momentum=0.5)
+    with pytest.raises(SettingsError, match="with other settings than the runs of"):
+        results_page.take_in(runs, path)
+    assert path.read_text() == before
 
 
 def test_take_in_merges_and_does_not_double(tmp_path):
