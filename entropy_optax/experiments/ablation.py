@@ -12,7 +12,7 @@ from rich.console import Console
 from entropy_optax.experiments import methods, report
 from entropy_optax.experiments.compiled import compile_step, member
 from entropy_optax.experiments.flat_minima import tuned, write_json
-from entropy_optax.experiments.hyperparameters import EntropySGDSettings
+from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.settings import Settings
@@ -137,7 +137,7 @@ def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:
     Returns:
       Test errors at both, one for each seed.
     """
-    group = dataclasses.replace(settings.entropy_sgd, learning_rate=rate)
+    group = dataclasses.replace(resolved(settings.entropy_sgd), learning_rate=rate)
     # A cosine would end where x and mu are one.
     own = dataclasses.replace(
         settings,

@@ -15,12 +15,15 @@ from entropy_optax.experiments import (
     headroom,
     image_task,
     models,
+    report,
     runner,
     stability,
     study,
 )
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.statistics import paired_bootstrap
 from entropy_optax.experiments.tasks import make_task
@@ -35,7 +38,7 @@ TINY = {
     "report_every": 20,
     "evaluate_every": 40,
 }
-VARIANTS = {"rate": {"step_size": 1e-3}, "decay": {"weight_decay": 0.3}}
+VARIANTS = {"rate": {"effective_rate": 1e-3}, "decay": {"weight_decay": 0.3}}
 
 
 def quiet():
@@ -117,30 +120,12 @@ def test_compare_writes_its_records(compared):
         assert record["settings"][name] == best["hyperparameters"]
 
 
-def test_tuned_takes_the_best(compared, world, tmp_path):
-    """By the validation error, whatever the order and the losses."""
-    content = read(compared / "tiny" / "grid.json")
-    for i, entry in enumerate(content["results"]):
-        first = entry["optimizer"] == "sgd"
-        entry["validation_error"] = [1.0, 2.0] if first == (i % 2 == 0) else [3.0, 0.5]
-        entry["validation_loss"] = (
-            [0.0, 0.0]
-            if entry["validation_error"][0] > 2
-            else [
-                None,
-                9.0,
-            ]
-        )
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "grid.json").write_text(json.dumps(content))
-    chosen = flat_minima.tuned("tiny", tmp_path)
+def test_tuned_is_what_compare_chose(compared, world):
+    chosen = flat_minima.tuned("tiny", compared)
+    record = read(compared / "tiny" / "compare.json")
+    assert report.to_json(chosen) == record["settings"]
     assert chosen.seeds == tuple(range(10))
     assert chosen.num_gradients == 40
-    for i, entry in enumerate(content["results"]):
-        own = dataclasses.asdict(getattr(chosen, entry["optimizer"]))
-        best = (entry["optimizer"] == "sgd") == (i % 2 == 0)
-        assert (own == entry["hyperparameters"]) == best, entry
 
 
 def test_parts_before_compare_are_an_error(world, tmp_path, capsys):
@@ -148,19 +133,17 @@ def test_parts_before_compare_are_an_error(world, tmp_path, capsys):
         command = ["study", "--part", part, "--scenario", "tiny"]
         assert main([*command, "--out", str(tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert "grid.json: not found; run `--part compare` first" in error
+        assert "compare.json: not found; run `--part compare` first" in error
         assert error.count("\n") == 1
 
 
 def test_parts_amid_compare_are_an_error(compared, world, tmp_path):
-    content = read(compared / "tiny" / "grid.json")
+    """A search that is going on has no best yet."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    for kept, message in ((3, "1 of 2 configurations of entropy_sgd"), (2, "0 of 2")):
-        content["results"] = content["results"][:kept]
-        (folder / "grid.json").write_text(json.dumps(content))
-        with pytest.raises(SettingsError, match=message):
-            flat_minima.tuned("tiny", tmp_path)
+    (folder / "grid.json").write_text((compared / "tiny" / "grid.json").read_text())
+    with pytest.raises(SettingsError, match="run `--part compare` first"):
+        flat_minima.tuned("tiny", tmp_path)
 
 
 def test_headroom_end_to_end(compared, world, monkeypatch):
@@ -185,9 +168,10 @@ def test_ablation_end_to_end(compared, world, monkeypatch):
     monkeypatch.setattr(ablation, "x_or_mean", lambda settings, rate: {"rate": rate})
     assert study.run("ablation", ["tiny"], compared, "it", quiet()) == 0
     record = read(compared / "tiny" / "ablation.json")
-    # The reference is the run of `compare` at the same seeds.
     runs = read(compared / "tiny" / "compare.json")["runs"]["entropy_sgd"]
-    assert record["reference"] == [run["test_error"] for run in runs]
+    # Seeds of its own; at those of `compare` the reference would be its runs.
+    assert record["seeds"] == list(range(300, 310))
+    assert record["reference"] != [run["test_error"] for run in runs]
     assert [row["fields"] for row in record["rows"]] == list(VARIANTS.values())
     for row in record["rows"]:
         assert len(row["test_error"]) == 10
@@ -208,12 +192,17 @@ def test_x_or_mean_of_one_outer_step(world, monkeypatch):
     assert (full["learning_rate"], part["learning_rate"]) == (1.0, 0.25)
 
 
-def test_x_or_mean_at_rate_1_is_the_run_itself(compared, world):
+def test_x_or_mean_at_rate_1_is_the_run_itself(compared, world, monkeypatch):
+    """But for its rate, which stays."""
+    monkeypatch.setattr(ablation, "SEEDS", (0, 1, 2))
     settings = flat_minima.tuned("tiny", compared)
     found = ablation.x_or_mean(settings, 1.0)
     assert found["x"] == found["mean"]
-    runs = read(compared / "tiny" / "compare.json")["runs"]["entropy_sgd"]
-    assert found["x"] == [run["test_error"] for run in runs]
+    constant = dataclasses.replace(settings, rate_schedule="constant")
+    runs = Experiment(constant, make_task(constant)).run_together(
+        "entropy_sgd", [Member(seed, constant) for seed in (0, 1, 2)]
+    )
+    assert found["x"] == [run.test_last.error for run in runs if run.test_last]
 
 
 @pytest.fixture(scope="module")
