@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from entropy_optax.experiments import methods, report
-from entropy_optax.experiments.compiled import compile_step, member
+from entropy_optax.experiments.compiled import compile_step, draw, member
 from entropy_optax.experiments.flat_minima import tuned, write_json
+from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
@@ -95,8 +95,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     experiment = Experiment(settings, make_task(settings))
 
     def errors(fields: dict[str, Any]) -> list[float]:
-        group = dataclasses.replace(settings.entropy_sgd, **fields)
-        own = dataclasses.replace(settings, entropy_sgd=group)
+        own = with_fields(settings, "entropy_sgd", fields)
         members = [Member(seed, own) for seed in SEEDS]
         runs = experiment.run_together("entropy_sgd", members)
         return [run.test_last.error for run in runs if run.test_last is not None]
@@ -155,9 +154,7 @@ def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:
     for _ in range(own.num_gradients // own.report_every):
         # A copy, because the step donates its state.
         before = jax.tree.map(jnp.copy, arrays["params"])
-        indices = np.stack(
-            [np.stack([next(s) for _ in range(own.report_every)]) for s in streams]
-        )
+        indices = draw(streams, own.report_every)
         arrays, _ = step.advance(arrays, traced, task.data, indices)
     mean = jax.tree.map(lambda b, x: b + (x - b) / rate, before, arrays["params"])
     found: dict[str, Any] = {"learning_rate": rate}

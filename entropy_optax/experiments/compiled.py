@@ -1,7 +1,7 @@
 """The compiled step of a training run, or of several together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from entropy_optax.experiments import methods
-from entropy_optax.experiments.hyperparameters import EntropySGDSettings, SAMSettings
+from entropy_optax.experiments.hyperparameters import EntropySGDSettings
+from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import Task
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
@@ -29,17 +30,17 @@ class Step(NamedTuple):
     advance: Callable[..., tuple[dict[str, Any], jax.Array]]
 
 
-def repeats(settings: Settings, optimizer: str) -> int:
-    """How many gradients in turn an optimizer takes on one minibatch.
+def draw(streams: Sequence[Iterator[np.ndarray]], count: int) -> np.ndarray:
+    """Takes the next minibatches of several runs.
 
     Args:
-      settings: of the experiment.
-      optimizer: its name.
+      streams: the indices of each run.
+      count: minibatches of each.
 
     Returns:
-      2 for SAM, else 1.
+      Indices, `[runs, count, ...]`.
     """
-    return 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
+    return np.stack([np.stack([next(s) for _ in range(count)]) for s in streams])
 
 
 def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> Step:
@@ -60,9 +61,8 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     traced, _ = methods.split_settings(optimizer, settings)
     traced = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), traced)
     keys = jnp.stack([jax.random.key(0)] * count)
-    stream = task.indices(0)
     draws = settings.report_every // repeats(settings, optimizer)
-    one = np.stack([next(stream) for _ in range(draws)])
+    one = draw([task.indices(0)], draws)[0]
     indices = jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
     arrays = jax.eval_shape(init, traced, keys)
     mapped = over(advance, in_axes=(0, 0, None, 0))

@@ -125,7 +125,6 @@ class TextEvaluator:
     """
 
     def __init__(self, model: nn.Module, length: int, num_streams: int = NUM_STREAMS):
-        self._model = model
         self._length = length
         self._num_streams = num_streams
 

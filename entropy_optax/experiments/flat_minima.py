@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments import report, tune_report
-from entropy_optax.experiments.grid import Grid
+from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, Run
 from entropy_optax.experiments.settings import (
@@ -153,8 +153,8 @@ def base_settings(scenario: str) -> Settings:
     )
     settings = dataclasses.replace(settings, **SCENARIOS[scenario])
     # Noise and growth are studies of their own.
-    ours = dataclasses.replace(settings.entropy_sgd, temperature=0.0, gamma_growth=0.0)
-    settings = dataclasses.replace(settings, entropy_sgd=ours)
+    off = {"temperature": 0.0, "gamma_growth": 0.0}
+    settings = with_fields(settings, "entropy_sgd", off)
     check(settings)
     return settings
 
@@ -201,7 +201,7 @@ def tuned(scenario: str, out: pathlib.Path) -> Settings:
       Settings with each method's best configuration and the fresh seeds.
 
     Raises:
-      SettingsError: if the scenario has not been tuned yet, or not to its end.
+      SettingsError: if the scenario has not been compared to its end.
     """
     path = out / scenario / "compare.json"
     if not path.exists():
@@ -240,8 +240,7 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
     edges = {}
     for name in METHODS:
         best = tune_report.ranked(grid, results, name)[0]
-        group = dataclasses.replace(getattr(chosen, name), **best["hyperparameters"])
-        chosen = dataclasses.replace(chosen, **{name: group})
+        chosen = with_fields(chosen, name, best["hyperparameters"])
         if found := tune_report.edges(grid, name, best):
             edges[name] = found
     runs = {}
@@ -270,10 +269,7 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     """
     content = {"versions": report.versions(), "machine": report.machine()} | content
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    text = json.dumps(report.to_json(content), indent=1, allow_nan=False)
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    report.replace_json(path, content)
 
 
 def _short(run: Run) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def configurations(grid: Grid, optimizer: str) -> list[Settings]:
         unknown = set(point) - {field.name for field in dataclasses.fields(base)}
         if unknown:
             raise SettingsError(f"--grid: {optimizer} has no field {unknown.pop()!r}")
-        made.append(_with(grid.settings, optimizer, point))
+        made.append(with_fields(grid.settings, optimizer, point))
     return made
 
 
@@ -154,10 +154,10 @@ def next_configuration(
     if len(points) >= grid.budget:
         return None
     if not points:
-        return _with(grid.settings, optimizer, grid.start[optimizer])
+        return with_fields(grid.settings, optimizer, grid.start[optimizer])
     return next(
         (
-            _with(grid.settings, optimizer, neighbour)
+            with_fields(grid.settings, optimizer, neighbour)
             for point in points
             for neighbour in tune_report.neighbours(grid, optimizer, point)
             if neighbour not in points
@@ -166,6 +166,16 @@ def next_configuration(
     )
 
 
-def _with(settings: Settings, optimizer: str, point: dict[str, Any]) -> Settings:
-    group = dataclasses.replace(getattr(settings, optimizer), **point)
+def with_fields(settings: Settings, optimizer: str, fields: dict[str, Any]) -> Settings:
+    """Changes some of an optimizer's hyperparameters.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+      fields: those that change.
+
+    Returns:
+      The settings with them.
+    """
+    group = dataclasses.replace(getattr(settings, optimizer), **fields)
     return dataclasses.replace(settings, **{optimizer: group})

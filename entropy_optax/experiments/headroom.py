@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
@@ -36,18 +37,11 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         for name in METHODS:
             if name == "schedule_free" and shape == "constant":
                 continue  # it has a schedule of its own
-            group = getattr(shaped, name)
-            local = isinstance(group, EntropySGDSettings)
+            local = isinstance(getattr(shaped, name), EntropySGDSettings)
             field = "effective_rate" if local else "learning_rate"
             rates = [rate * SCALES.get(name, 1.0) for rate in RATES]
             members = [
-                Member(
-                    seed,
-                    dataclasses.replace(
-                        shaped,
-                        **{name: dataclasses.replace(group, **{field: rate})},
-                    ),
-                )
+                Member(seed, with_fields(shaped, name, {field: rate}))
                 for rate in rates
                 for seed in SEEDS
             ]

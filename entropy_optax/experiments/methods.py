@@ -73,6 +73,19 @@ def split_settings(
     return {k: jnp.float32(values.pop(k)) for k in names}, values
 
 
+def repeats(settings: Settings, optimizer: str) -> int:
+    """How many gradients in turn an optimizer takes on one minibatch.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+
+    Returns:
+      2 for SAM, else 1.
+    """
+    return 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
+
+
 def rate(settings: Settings, num_updates: int, initial: Any) -> Callable[[Any], Any]:
     """The rate over one optimizer's own updates.
 
@@ -121,7 +134,7 @@ def make_method(
         return Method(tx, lambda state, params: params)
     decay = optax.add_decayed_weights(traced["weight_decay"])
     # SAM's second gradient of a minibatch is its only update of the base optimizer.
-    num_updates = settings.num_gradients // (2 if isinstance(group, SAMSettings) else 1)
+    num_updates = settings.num_gradients // repeats(settings, name)
     schedule = rate(_shaped(group, settings), num_updates, traced["learning_rate"])
     if isinstance(group, AdamSettings):
         tx = optax.adamw(
@@ -207,7 +220,7 @@ def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> i
     most = max(int(count) for _, count in counts)
     if isinstance(group, ScheduleFreeSettings):
         return most - 1  # Optax starts it at 1
-    return most * (2 if isinstance(group, SAMSettings) else 1)
+    return most * repeats(settings, name)
 
 
 def _shaped(group: Any, settings: Settings) -> Settings:

@@ -181,6 +181,29 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in two moves, so that a kill leaves the old one or the new one.
+
+    Args:
+      path: of the file.
+      text: all of it.
+    """
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def replace_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a record likewise, as strict JSON.
+
+    Args:
+      path: of the file.
+      value: see `to_json`.
+    """
+    text = json.dumps(to_json(value), indent=1, allow_nan=False)
+    replace_text(path, text + "\n")
+
+
 def write_results(
     path: pathlib.Path, settings: Settings, runs: Sequence[Run], *, complete: bool
 ) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from entropy_optax.experiments import flat_minima, results_figures, results_tables
+from entropy_optax.experiments import (
+    flat_minima,
+    report,
+    results_figures,
+    results_tables,
+)
 from entropy_optax.experiments.settings import GROUPS, SettingsError
 
 
@@ -81,9 +86,7 @@ def take_in(runs: pathlib.Path, path: pathlib.Path) -> int:
         new += 1
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
+        report.replace_json(path, kept)
     return new
 
 
@@ -111,7 +114,6 @@ def records(results: pathlib.Path) -> dict[str, Any]:
     study = results / "flat_minima"
     for name, file in (
         ("flat_minima", "compare"),
-        ("comparisons", "compare"),
         ("headroom", "headroom"),
         ("ablation", "ablation"),
     ):
@@ -122,6 +124,8 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         }
         if own:
             found[name] = own
+    if "flat_minima" in found:
+        found["comparisons"] = found["flat_minima"]
     if (study / "stability.json").exists():
         found["stability"] = json.loads((study / "stability.json").read_text())
     return found

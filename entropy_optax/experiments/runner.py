@@ -11,8 +11,9 @@ import numpy as np
 
 from entropy_optax.experiments import methods
 from entropy_optax.experiments.checkpoints import Checkpoints
-from entropy_optax.experiments.compiled import Step, compile_step, repeats
+from entropy_optax.experiments.compiled import Step, compile_step, draw
 from entropy_optax.experiments.compiled import member as member_of
+from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.runs import Log, Member, Progress, Run, Stopped
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import Task
@@ -114,12 +115,7 @@ class Experiment:
         ]
         for done in range(begin + chunk, settings.num_gradients + 1, chunk):
             start = time.perf_counter()
-            indices = np.stack(
-                [
-                    np.stack([next(stream) for _ in range(chunk // repeat)])
-                    for stream in streams
-                ]
-            )
+            indices = draw(streams, chunk // repeat)
             arrays, losses = advance(arrays, traced, self.task.data, indices)
             losses = np.asarray(losses)  # waits for the device
             seconds = time.perf_counter() - start

@@ -15,10 +15,12 @@ import numpy as np
 from rich.console import Console
 
 from entropy_optax.experiments import methods
-from entropy_optax.experiments.compiled import compile_step, repeats
+from entropy_optax.experiments.compiled import compile_step, draw
 from entropy_optax.experiments.flat_minima import base_settings, write_json
+from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
 
@@ -42,14 +44,9 @@ def contenders(settings: Settings) -> list[tuple[str, str, Settings]]:
     """
     found = [(name, name, settings) for name in ("sgd", "sam", "ema")]
     for gamma in GAMMAS:
-        ours = dataclasses.replace(settings.entropy_sgd, gamma=gamma, gamma_growth=0.0)
-        found.append(
-            (
-                f"entropy_sgd, gamma {gamma:g}",
-                "entropy_sgd",
-                dataclasses.replace(settings, entropy_sgd=ours),
-            )
-        )
+        fields = {"gamma": gamma, "gamma_growth": 0.0}
+        ours = with_fields(settings, "entropy_sgd", fields)
+        found.append((f"entropy_sgd, gamma {gamma:g}", "entropy_sgd", ours))
     return found
 
 
@@ -75,12 +72,9 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
     for label, name, settings in contenders(base):
         step = compile_step(task, name, settings, 2 * NUM_PAIRS)
         for rate in RATES:
-            group = getattr(settings, name)
-            local = isinstance(group, EntropySGDSettings)
+            local = isinstance(getattr(settings, name), EntropySGDSettings)
             field = "effective_rate" if local else "learning_rate"
-            chosen = dataclasses.replace(
-                settings, **{name: dataclasses.replace(group, **{field: rate})}
-            )
+            chosen = with_fields(settings, name, {field: rate})
             row = _pairs(task, step, name, chosen)
             rows.append({"contender": label, "method": name, "rate": rate} | row)
             console.print(
@@ -101,17 +95,13 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
 def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any]:
     # Members 2p and 2p + 1 are a pair; in the second, example p is another one.
     traced, _ = methods.split_settings(name, settings)
+    method = methods.make_method(
+        name, settings, traced, key=jax.random.key(0), carry_init=None
+    )
     count = 2 * NUM_PAIRS
     traced = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), traced)
     keys = jnp.stack([jax.random.key(i // 2) for i in range(count)])
     arrays = step.init(traced, keys)
-    method = methods.make_method(
-        name,
-        settings,
-        methods.split_settings(name, settings)[0],
-        key=jax.random.key(0),
-        carry_init=None,
-    )
 
     @jax.jit
     def evaluated(arrays: Any) -> Any:
@@ -138,12 +128,7 @@ def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any
     old = jax.tree.map(jnp.copy, old)
     new = old
     for _ in range(0, settings.num_gradients, CHUNK):
-        indices = np.stack(
-            [
-                np.stack([next(s) for _ in range(CHUNK // repeats(settings, name))])
-                for s in streams
-            ]
-        )
+        indices = draw(streams, CHUNK // repeats(settings, name))
         for pair in range(NUM_PAIRS):
             twin = indices[2 * pair + 1]
             twin[twin == pair] = NUM_TRAIN + pair

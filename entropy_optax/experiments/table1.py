@@ -134,8 +134,7 @@ def run(
         "machine": report.machine(),
         "run": result,
     }
-    text = json.dumps(report.to_json(content), indent=1, allow_nan=False)
-    _replace(finished, text + "\n")
+    report.replace_json(finished, content)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     test = result.test_last
     assert test is not None
@@ -176,20 +175,13 @@ def _claim(out: pathlib.Path, wanted: Any) -> bool:
         if path.exists():
             _same_settings(path, json.loads(path.read_text()), wanted)
         # Anew in any case: it tries that the folder can be written to.
-        _replace(path, json.dumps(wanted, indent=1) + "\n")
+        report.replace_json(path, wanted)
         (out / "metrics.jsonl").touch()
         return False
     except OSError as error:
         raise SettingsError(
             f"--out: cannot write to {out} ({error.strerror or error})"
         ) from error
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    # In two moves, so that a kill leaves the old file or the new one.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _check_room(out: pathlib.Path, one: int) -> None:
@@ -211,7 +203,7 @@ def _metrics(out: pathlib.Path, gradients: int, tensorboard: bool) -> Iterator[A
     # A kill may cut the last line.
     whole = [line for line in lines if line.endswith("\n")]
     kept = [line for line in whole if json.loads(line)["gradients"] <= gradients]
-    _replace(path, "".join(kept))
+    report.replace_text(path, "".join(kept))
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(path.open("a"))
         writer = None

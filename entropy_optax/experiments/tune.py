@@ -171,8 +171,4 @@ def _write(
         "machine": report.machine(),
         "results": results,
     }
-    # In two moves, so that an interruption leaves the old file or the new one.
-    temporary = path.with_suffix(".tmp")
-    text = json.dumps(report.to_json(content), indent=1, allow_nan=False)
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    report.replace_json(path, content)

@@ -109,15 +109,8 @@ def edges(grid: Grid, optimizer: str, best: Entry) -> list[str]:
     for name, values in grid.axes[optimizer].items():
         value = best["hyperparameters"][name]
         # Choices have no edge, and neither 0 nor a count of 1 can be passed.
-        if (
-            isinstance(value, bool | str)
-            or value == 0
-            or (value, name)
-            == (
-                1,
-                "num_steps",
-            )
-        ):
+        choice = isinstance(value, bool | str)
+        if choice or value == 0 or (name == "num_steps" and value == 1):
             continue
         if len(values) > 1 and value in (min(values), max(values)):
             found.append(name)
