@@ -1,7 +1,8 @@
-"""Write the README's table of results from the record of a run.
+"""Write the README's tables of results from their records.
 
 ``python docs/readme_table.py`` reads ``results/quickstart/run/results.json``, which
-``entropy-optax train --preset quickstart --out results/quickstart/run`` made.
+``entropy-optax train --preset quickstart --out results/quickstart/run`` made, and the
+records of ``results/``, whose page ``entropy-optax report`` writes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+
+from entropy_optax.experiments import results_page
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "quickstart" / "run" / "results.json"
@@ -43,13 +46,14 @@ def table(record: dict) -> str:
 
 
 def with_table(readme: str, record: dict) -> str:
-    """Return the README with the table between its two marks."""
-    return re.sub(
+    """Return the README with the tables between their marks."""
+    readme = re.sub(
         r"(<!-- quickstart:begin -->\n).*?(<!-- quickstart:end -->)",
         lambda marks: f"{marks[1]}{table(record)}\n{marks[2]}",
         readme,
         flags=re.DOTALL,
     )
+    return results_page.with_tables(readme, results_page.records(ROOT / "results"))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,6 @@ def base_settings(scenario: str) -> Settings:
         report_every=100,
         evaluate_every=3000,
         seeds=TUNING_SEEDS,
-        together=True,
         optimizer=METHODS,
     )
     settings = dataclasses.replace(settings, **SCENARIOS[scenario])

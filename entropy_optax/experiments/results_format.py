@@ -80,12 +80,13 @@ def race(runs: Sequence[dict[str, Any]]) -> str:
         target = adam["run"]["curve"][-1][1]
         found = []
         for rival in runs:
-            same = ("row", "which", "gradients", "seed")
+            same = ("row", "seed")
             if rival is adam or any(rival[name] != adam[name] for name in same):
                 continue
             reached = [g for g, loss in rival["run"]["curve"] if loss <= target]
             needed = f"{reached[0]:,}" if reached else "more than it had"
-            found.append(f"{LABELS[rival['optimizer']]} {needed}")
+            budget = f"{rival['which']} settings, {rival['gradients']:,} gradients"
+            found.append(f"{LABELS[rival['optimizer']]} ({budget}) {needed}")
         if found:
             lines.append(
                 f"Gradients for Adam's last validation loss of {target:.4f} nats on the"

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +12,20 @@ from entropy_optax.experiments import (
     flat_minima,
     report,
     results_figures,
+    results_summary,
     results_tables,
 )
 from entropy_optax.experiments.settings import GROUPS, SettingsError
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "summary": lambda record: results_summary.summary(**record),
+    "table1": results_tables.table1,
+    "flat_minima": results_tables.flat_minima,
+    "comparisons": results_tables.comparisons,
+    "headroom": results_tables.headroom,
+    "stability": results_tables.stability,
+    "ablation": results_tables.ablation,
+}
 
 
 def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
@@ -126,6 +138,8 @@ def records(results: pathlib.Path) -> dict[str, Any]:
             found[name] = own
     if "flat_minima" in found:
         found["comparisons"] = found["flat_minima"]
+    if "table1" in found and "flat_minima" in found:
+        found["summary"] = {name: found[name] for name in ("table1", "flat_minima")}
     if (study / "stability.json").exists():
         found["stability"] = json.loads((study / "stability.json").read_text())
     return found
@@ -142,7 +156,7 @@ def with_tables(page: str, found: dict[str, Any]) -> str:
       The page with every table that has a record and marks.
     """
     for name, record in found.items():
-        table = results_tables.TABLES[name](record)
+        table = TABLES[name](record)
         page = re.sub(
             rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",
             lambda marks, table=table: f"{marks[1]}{table}\n{marks[2]}",

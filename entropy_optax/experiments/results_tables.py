@@ -1,6 +1,6 @@
 """Tables of the page of results, from its records alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -287,13 +287,3 @@ def _order(run: Record) -> tuple[Any, ...]:
 
 def _errors(record: Record, method: str) -> list[float]:
     return [run["test_error"] for run in record["runs"][method]]
-
-
-TABLES: dict[str, Callable[..., str]] = {
-    "table1": table1,
-    "flat_minima": flat_minima,
-    "comparisons": comparisons,
-    "headroom": headroom,
-    "stability": stability,
-    "ablation": ablation,
-}

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from entropy_optax.experiments import results_format, results_page, results_tables
+from entropy_optax.experiments import (
+    results_format,
+    results_page,
+    results_summary,
+    results_tables,
+)
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.results_format import mean_and_error, p_value
 from entropy_optax.experiments.settings import SettingsError
@@ -158,6 +163,7 @@ ABLATION = {
     },
 }
 FOUND = {
+    "summary": {"table1": TABLE1, "flat_minima": COMPARE},
     "table1": TABLE1,
     "flat_minima": COMPARE,
     "comparisons": COMPARE,
@@ -183,8 +189,8 @@ def test_race_counts_the_gradients_until_adams_last_loss():
         run["run"]["curve"] = curve
     said = results_format.race(runs)
     assert "1.5000 nats" in said
-    assert "SGD-Nesterov 10" in said
-    assert "EMA of SGD more than it had" in said
+    assert "SGD-Nesterov (tuned settings, 7,800 gradients) 10" in said
+    assert "EMA of SGD (tuned settings, 7,800 gradients) more than it had" in said
     assert results_format.race(runs[1:]) == ""
 
 
@@ -257,6 +263,20 @@ def test_comparisons_are_adjusted():
     assert p_value(2 * alone) in cells(table, "SGD-Nesterov")[1]
 
 
+def test_summary():
+    table = results_summary.summary(TABLE1, COMPARE)
+    # Tuned runs alone, systems before scenarios; text in nats.
+    mnistfc, text = "mnistfc, 20 epochs, %", "char_lstm, 20 epochs, nats"
+    assert cells(table, "test") == ["test", text, mnistfc, "500, %", "wrong40, %"]
+    # The lowest mean is bold, a single run never.
+    best = "**5.45 ± 0.10**"
+    assert cells(table, "SGD-Nesterov")[1:] == [
+        *("-", "3.00 ± 1.53", "6.45 ± 0.10", "6.45 ± 0.10")
+    ]
+    assert cells(table, "Entropy-SGD")[1:] == ["-", "**2.50 ± 0.50**", best, best]
+    assert cells(table, "Adam")[1:] == ["1.300", "-", "-", "-"]
+
+
 def test_headroom():
     table = results_tables.headroom(HEADROOM)
     assert cells(table, "method")[1:] == ["1000, cosine", "1000, constant"]
@@ -291,11 +311,11 @@ def test_ablation():
     ]
 
 
-@pytest.mark.parametrize("name", list(results_tables.TABLES))
+@pytest.mark.parametrize("name", list(results_page.TABLES))
 def test_with_tables_replaces_between_the_marks_alone(name):
     page = MARKED.format(name) + MARKED.format("elsewhere")
     written = results_page.with_tables(page, FOUND)
-    table = results_tables.TABLES[name](FOUND[name])
+    table = results_page.TABLES[name](FOUND[name])
     assert "STALE" not in table
     assert written == page.replace("STALE", table, 1)
     assert results_page.with_tables(written, FOUND) == written
@@ -324,7 +344,7 @@ def filled(tmp_path):
             (study / scenario).mkdir(parents=True, exist_ok=True)
             (study / scenario / f"{name}.json").write_text(json.dumps(record))
     (study / "stability.json").write_text(json.dumps(STABILITY))
-    page = "\n".join(MARKED.format(name) for name in results_tables.TABLES)
+    page = "\n".join(MARKED.format(name) for name in results_page.TABLES)
     (results / "README.md").write_text(page)
     return results
 
@@ -333,10 +353,10 @@ def test_report_end_to_end(filled, tmp_path, capsys):
     assert results_page.records(filled) == FOUND
     command = ["report", "--results", str(filled), "--runs", str(tmp_path / "none")]
     assert main(command) == 0
-    assert "0 new runs of table1; 6 tables and 6 figures" in capsys.readouterr().out
+    assert "0 new runs of table1; 7 tables and 6 figures" in capsys.readouterr().out
     page = (filled / "README.md").read_text()
     assert "\nSTALE\n" not in page
-    assert all(results_tables.TABLES[n](r) in page for n, r in FOUND.items())
+    assert all(results_page.TABLES[n](r) in page for n, r in FOUND.items())
     figures = {path.relative_to(filled).as_posix() for path in filled.rglob("*.png")}
     assert figures == {
         "table1/mnistfc_tuned_7800.png",
