@@ -97,8 +97,18 @@ def _errors(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
     panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
     for axes, (name, record) in zip(panels, records.items(), strict=True):
         methods = list(record["runs"])
+        errors = {m: [run["test_error"] for run in record["runs"][m]] for m in methods}
+        # A run that was lost would press all others together.
+        right = 1.5 * float(np.median(list(errors.values())))
+        if lost := [value for own in errors.values() for value in own if value > right]:
+            kept = [value for own in errors.values() for value in own if value <= right]
+            axes.set_xlim(min(kept) - 0.2, max(kept) + 0.4)
+            count = f"{len(lost)} of {len(lost) + len(kept)}"
+            note = f"outside: {count} runs, up to {max(lost):.0f} %"
+            place = axes.transAxes
+            axes.text(0.98, 0.01, note, ha="right", fontsize=6, transform=place)
         for position, method in enumerate(methods):
-            values = [run["test_error"] for run in record["runs"][method]]
+            values = errors[method]
             mean, error, _ = estimate(values)
             colour, marker = STYLES[method]
             axes.plot(
