@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS, estimate
-from entropy_optax.experiments.results_format import floats
+from entropy_optax.experiments.results_format import floats, lost_above
 
 
 def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]:
@@ -99,12 +99,12 @@ def _errors(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
         methods = list(record["runs"])
         errors = {m: [run["test_error"] for run in record["runs"][m]] for m in methods}
         # A run that was lost would press all others together.
-        right = 1.5 * float(np.median(list(errors.values())))
+        right = lost_above(record)
         if lost := [value for own in errors.values() for value in own if value > right]:
             kept = [value for own in errors.values() for value in own if value <= right]
             axes.set_xlim(min(kept) - 0.2, max(kept) + 0.4)
             count = f"{len(lost)} of {len(lost) + len(kept)}"
-            note = f"outside: {count} runs, up to {max(lost):.0f} %"
+            note = f"lost: {count} runs, up to {max(lost):.0f} %"
             place = axes.transAxes
             axes.text(0.98, 0.01, note, ha="right", fontsize=6, transform=place)
         for position, method in enumerate(methods):

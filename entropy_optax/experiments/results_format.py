@@ -38,6 +38,19 @@ def mean_and_error(values: Sequence[float | None], digits: int) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
+def lost_above(record: dict[str, Any]) -> float:
+    """Where a run of a comparison counts as lost: it diverged, or never got going.
+
+    Args:
+      record: `compare.json`.
+
+    Returns:
+      1.5 times the median test error of all runs of all methods, per cent.
+    """
+    errors = [run["test_error"] for runs in record["runs"].values() for run in runs]
+    return 1.5 * float(np.median(errors))
+
+
 def p_value(value: float) -> str:
     """Formats a p-value.
 

@@ -8,6 +8,7 @@ import numpy as np
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     floats,
+    lost_above,
     markdown,
     mean_and_error,
     p_value,
@@ -96,7 +97,10 @@ def flat_minima(records: dict[str, Record]) -> str:
     for method in methods:
         cells = []
         for name, record in records.items():
-            cell = mean_and_error(_errors(record, method), 2)
+            errors = _errors(record, method)
+            cell = mean_and_error(errors, 2)
+            if lost := sum(error > lost_above(record) for error in errors):
+                cell += f" ({lost} lost, median {np.median(errors):.2f})"
             best = means[name][method] == min(means[name].values())
             cells.append(f"**{cell}**" if best else cell)
         rows.append([LABELS[method], *cells])
@@ -113,7 +117,8 @@ def flat_minima(records: dict[str, Record]) -> str:
     )
     return (
         markdown(["test error %", *records], rows)
-        + "\n\nMean ± standard error over 10 seeds. Configurations that each method"
+        + "\n\nMean ± standard error over 10 seeds. A run is lost if its error is above"
+        + " 1.5 times the median of its column. Configurations that each method"
         + f" tried: {budgets}. "
         + (
             f"Best with neighbours that were not tried: {left}."

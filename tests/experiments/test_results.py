@@ -223,6 +223,14 @@ def test_flat_minima():
     assert cells(table, "SAM") == ["SAM", *["5.46 ± 0.10"] * 2]
     assert cells(table, "Entropy-SGD") == ["Entropy-SGD", *["**5.45 ± 0.10**"] * 2]
     assert "500 24, wrong40 24" in table
+    # The median of the 30 errors is 5.705.
+    record = compare_record()
+    assert results_format.lost_above(record) == pytest.approx(1.5 * 5.705)
+    record["runs"]["sam"][0]["test_error"] = 88.0
+    record["runs"]["sam"][1]["test_error"] = 8.5
+    assert cells(results_tables.flat_minima({"500": record}), "SAM")[1].endswith(
+        "(1 lost, median 5.66)"
+    )
     assert "not tried: wrong40: SAM." in table
     settled = results_tables.flat_minima({"500": compare_record()})
     assert "Each best has had all its neighbours tried." in settled
