@@ -100,7 +100,10 @@ def rate(settings: Settings, num_updates: int, initial: Any) -> Callable[[Any], 
     if settings.rate_schedule == "constant":
         return lambda count: initial * jnp.ones_like(count, jnp.float32)
     if settings.rate_schedule == "step":
-        drops = {int(at * num_updates): settings.step_factor for at in settings.step_at}
+        drops: dict[int, float] = {}
+        for at in (int(share * num_updates) for share in settings.step_at):
+            # In a short run two falls can meet in one update.
+            drops[at] = drops.get(at, 1.0) * settings.step_factor
         shape = optax.piecewise_constant_schedule(1.0, drops)
     else:
         shape = optax.cosine_decay_schedule(1.0, num_updates)

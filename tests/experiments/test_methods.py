@@ -232,7 +232,7 @@ def test_rivals(by_hand):
         (sgd, {"clip_norm": 0.5}),
         (sgd, {"clip_value": 0.2, "rate_schedule": "step", "step_at": (0.25, 0.75)}),
         (adam, {"clip_value": 0.2, "rate_schedule": "constant"}),
-        (sam, {"clip_norm": 0.5, "rate_schedule": "step", "step_at": (0.5,)}),
+        (sam, {"clip_norm": 0.5, "rate_schedule": "step", "step_at": (0.5, 0.5001)}),
     ],
 )
 def test_rivals_with_clips_and_other_schedules(by_hand, change):
