@@ -7,8 +7,12 @@ from rich.console import Console
 
 from entropy_optax.experiments import ablation, flat_minima, headroom, stability
 
-# Clean and mislabelled, both tuned with decay.
-MAIN = ("1000", "wrong40")
+# Clean and mislabelled, tuned with decay.
+_SCENARIOS = {
+    "compare": tuple(flat_minima.SCENARIOS),
+    "headroom": ("1000", "wrong40"),
+    "ablation": ("1000", "wrong20", "wrong40"),
+}
 
 
 def run(
@@ -35,14 +39,13 @@ def run(
     try:
         if part == "stability":
             stability.measure(out, console)
-        for scenario in scenarios or (
-            tuple(flat_minima.SCENARIOS) if part == "compare" else MAIN
-        ):
+            return 0
+        for scenario in scenarios or _SCENARIOS[part]:
             if part == "compare":
                 flat_minima.compare(scenario, out, command, console)
             elif part == "headroom":
                 headroom.measure(scenario, out, console)
-            elif part == "ablation":
+            else:
                 ablation.measure(scenario, out, console)
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on; tuning is kept.")
