@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from entropy_optax.experiments import methods, report
+from entropy_optax.experiments import flat_minima, methods, report
 from entropy_optax.experiments.compiled import compile_step, draw, member
-from entropy_optax.experiments.flat_minima import tuned, write_json
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
 from entropy_optax.experiments.runner import Experiment
@@ -83,6 +82,29 @@ def variants(base: EntropySGDSettings) -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
+def transfers(
+    scenario: str, base: EntropySGDSettings, out: pathlib.Path
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """The settings that were tuned on other scenarios.
+
+    Args:
+      scenario: the one in question.
+      base: its own tuned settings.
+      out: folder of the study.
+
+    Returns:
+      As `variants`, for each other scenario that has been compared.
+    """
+    own = dataclasses.asdict(base)
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for name in flat_minima.SCENARIOS:
+        if name != scenario and (out / name / "compare.json").exists():
+            other = dataclasses.asdict(flat_minima.tuned(name, out).entropy_sgd)
+            fields = {key: v for key, v in other.items() if v != own[key]}
+            found.append(("as tuned on", name, fields))
+    return found
+
+
 def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     """Runs all variants with ten seeds of their own, paired with the tuned settings.
 
@@ -91,7 +113,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
       out: folder of the study.
       console: where progress goes.
     """
-    settings = tuned(scenario, out)
+    settings = flat_minima.tuned(scenario, out)
     experiment = Experiment(settings, make_task(settings))
 
     def errors(fields: dict[str, Any]) -> list[float]:
@@ -102,7 +124,9 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
 
     reference = errors({})
     rows = []
-    for question, label, fields in variants(settings.entropy_sgd):
+    tried = variants(settings.entropy_sgd)
+    tried += transfers(scenario, settings.entropy_sgd, out)
+    for question, label, fields in tried:
         found = errors(fields)
         rows.append(
             {
@@ -122,7 +146,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         "rows": rows,
         "x_or_mean": [x_or_mean(settings, rate) for rate in (0.25, 0.5, 1.0)],
     }
-    write_json(out / scenario / "ablation.json", content)
+    flat_minima.write_json(out / scenario / "ablation.json", content)
 
 
 def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:

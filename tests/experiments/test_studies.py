@@ -181,6 +181,18 @@ def test_ablation_end_to_end(compared, world, monkeypatch):
     assert [entry["rate"] for entry in record["x_or_mean"]] == [0.25, 0.5, 1.0]
 
 
+def test_ablation_tries_the_settings_of_other_scenarios(compared, tmp_path):
+    record = read(compared / "tiny" / "compare.json")
+    base = flat_minima.tuned("tiny", compared).entropy_sgd
+    assert ablation.transfers("tiny", base, compared) == []
+    changes = {"num_steps": 1 + base.num_steps, "weight_decay": 0.7}
+    record["settings"]["entropy_sgd"] |= changes
+    (tmp_path / "500").mkdir()
+    (tmp_path / "500" / "compare.json").write_text(json.dumps(record))
+    found = [("as tuned on", "500", changes)]
+    assert ablation.transfers("tiny", base, tmp_path) == found
+
+
 def test_x_or_mean_of_one_outer_step(world, monkeypatch):
     """From one start the mean is the same at any rate, and x is on the way to it."""
     monkeypatch.setattr(ablation, "SEEDS", (0, 1, 2, 3))
