@@ -79,6 +79,9 @@ def variants(base: EntropySGDSettings) -> list[tuple[str, str, dict[str, Any]]]:
         for v in (0.0, 0.25, 0.5, 0.75, 0.9)
     ]
     found.append(("weight of the old mean", "plain average", {"plain_average": True}))
+    found += [
+        ("clip of the gradient's norm", f"{c:g}", {"clip_norm": c}) for c in (1.0, 5.0)
+    ]
     return found
 
 
@@ -117,7 +120,11 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     experiment = Experiment(settings, make_task(settings))
 
     def errors(fields: dict[str, Any]) -> list[float]:
-        own = with_fields(settings, "entropy_sgd", fields)
+        # The clip belongs to all optimizers, the rest to Entropy-SGD.
+        shared = {name: v for name, v in fields.items() if name == "clip_norm"}
+        own = {name: v for name, v in fields.items() if name not in shared}
+        own = with_fields(settings, "entropy_sgd", own)
+        own = dataclasses.replace(own, **shared)
         members = [Member(seed, own) for seed in SEEDS]
         runs = experiment.run_together("entropy_sgd", members)
         return [run.test_last.error for run in runs if run.test_last is not None]

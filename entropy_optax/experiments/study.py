@@ -7,11 +7,10 @@ from rich.console import Console
 
 from entropy_optax.experiments import ablation, flat_minima, headroom, stability
 
-# Clean and mislabelled, tuned with decay.
 _SCENARIOS = {
     "compare": tuple(flat_minima.SCENARIOS),
     "headroom": ("1000", "wrong40"),
-    "ablation": ("1000", "wrong20", "wrong40"),
+    "ablation": ("500", "1000", "wrong20", "wrong40"),
 }
 
 

@@ -38,7 +38,11 @@ TINY = {
     "report_every": 20,
     "evaluate_every": 40,
 }
-VARIANTS = {"rate": {"effective_rate": 1e-3}, "decay": {"weight_decay": 0.3}}
+VARIANTS = {
+    "rate": {"effective_rate": 1e-3},
+    "decay": {"weight_decay": 0.3},
+    "clip": {"clip_norm": 0.01},
+}
 
 
 def quiet():
