@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "headroom": results_tables.headroom,
     "stability": results_tables.stability,
     "ablation": results_tables.ablation,
+    "transfer": results_summary.transfer,
 }
 
 
@@ -128,6 +129,7 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         ("flat_minima", "compare"),
         ("headroom", "headroom"),
         ("ablation", "ablation"),
+        ("transfer", "transfer"),
     ):
         own = {
             scenario: json.loads((study / scenario / f"{file}.json").read_text())

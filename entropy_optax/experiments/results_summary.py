@@ -1,4 +1,4 @@
-"""The summary of all comparisons at equal gradients, from the records alone."""
+"""Tables over several comparisons, from the records alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from entropy_optax.experiments.report import LABELS
-from entropy_optax.experiments.results_format import floats, markdown, mean_and_error
+from entropy_optax.experiments.results_format import (
+    floats,
+    markdown,
+    mean_and_error,
+    p_value,
+)
+from entropy_optax.experiments.statistics import holm, paired_bootstrap
+from entropy_optax.experiments.transfer import SOURCE
 
 Record = dict[str, Any]
 
@@ -61,6 +68,54 @@ def summary(table1: Sequence[Record], flat_minima: dict[str, Record]) -> str:
         + " and ten in the scenarios; all in a column spent the same number of"
         + " gradients; the lowest mean is bold."
     )
+
+
+def transfer(records: dict[str, Record]) -> str:
+    """Methods as tuned on a scenario and on another, at fresh seeds.
+
+    Args:
+      records: scenario to `transfer.json`.
+
+    Returns:
+      One table for each scenario; the differences are from Entropy-SGD as tuned on the
+      other, adjusted over all that is on its own settings.
+    """
+    parts = []
+    for name, record in records.items():
+        errors = {
+            (row["method"], row["pull"], row["tuned_on"]): row["test_error"]
+            for row in record["rows"]
+        }
+        methods = dict.fromkeys(method for method, _, _ in errors)
+        ours = errors["entropy_sgd", True, SOURCE]
+        found = [paired_bootstrap(ours, errors[m, True, name]) for m in methods]
+        adjusted = holm([c.p_value for c in found])
+        rows = []
+        for method, c, p in zip(methods, found, adjusted, strict=True):
+            cell = f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}] {p_value(p)}"
+            places = (errors[method, True, place] for place in (name, SOURCE))
+            rows.append(
+                [
+                    LABELS[method],
+                    *(mean_and_error(values, 2) for values in places),
+                    f"**{cell}**" if p < 0.05 else cell,
+                ]
+            )
+        c = paired_bootstrap(ours, errors["entropy_sgd", False, SOURCE])
+        rows.append(
+            [
+                "Entropy-SGD without its pull",
+                "-",
+                mean_and_error(errors["entropy_sgd", False, SOURCE], 2),
+                f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}], not adjusted",
+            ]
+        )
+        own, other = f"as tuned on {name}", f"as tuned on {SOURCE}"
+        difference = f"Entropy-SGD {other} minus the method {own}"
+        table = markdown([f"test error % on {name}", own, other, difference], rows)
+        last = "In the last line the difference is from the same settings without pull."
+        parts.append(f"{table}\n\n{last}")
+    return "\n\n".join(parts)
 
 
 def _header(run: Record, text: bool) -> str:

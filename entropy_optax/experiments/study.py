@@ -5,12 +5,19 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from entropy_optax.experiments import ablation, flat_minima, headroom, stability
+from entropy_optax.experiments import (
+    ablation,
+    flat_minima,
+    headroom,
+    stability,
+    transfer,
+)
 
 _SCENARIOS = {
     "compare": tuple(flat_minima.SCENARIOS),
     "headroom": ("1000", "wrong40"),
     "ablation": ("500", "1000", "wrong20", "wrong40"),
+    "transfer": ("wrong40",),
 }
 
 
@@ -24,7 +31,7 @@ def run(
     """Runs one part.
 
     Args:
-      part: `"compare"`, `"headroom"`, `"ablation"` or `"stability"`.
+      part: `"compare"`, `"headroom"`, `"ablation"`, `"transfer"` or `"stability"`.
       scenarios: names, the part's own if empty.
       out: folder of the study.
       command: to be quoted in the records' pages.
@@ -44,6 +51,8 @@ def run(
                 flat_minima.compare(scenario, out, command, console)
             elif part == "headroom":
                 headroom.measure(scenario, out, console)
+            elif part == "transfer":
+                transfer.measure(scenario, out, console)
             else:
                 ablation.measure(scenario, out, console)
     except KeyboardInterrupt:

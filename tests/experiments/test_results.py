@@ -162,6 +162,24 @@ ABLATION = {
         "x_or_mean": [],
     },
 }
+
+
+def transfer_record():
+    """Ours as tuned elsewhere is better than SGD by 1, and by its own settings by 0."""
+    noise = np.arange(10) / 10
+    rows = [
+        ("sgd", True, "wrong40", 6 + noise[::-1]),
+        ("sgd", True, "wrong20", 7 + noise),
+        ("entropy_sgd", True, "wrong40", 5 + noise[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8]]),
+        ("entropy_sgd", True, "wrong20", 5 + noise),
+        ("entropy_sgd", False, "wrong20", 5.5 + noise[[1, 0, *range(2, 10)]]),
+    ]
+    names = ("method", "pull", "tuned_on", "test_error")
+    own = [dict(zip(names, (*row[:3], row[3].tolist()), strict=True)) for row in rows]
+    return {"rows": own}
+
+
+TRANSFER = {"wrong40": transfer_record()}
 FOUND = {
     "summary": {"table1": TABLE1, "flat_minima": COMPARE},
     "table1": TABLE1,
@@ -170,6 +188,7 @@ FOUND = {
     "headroom": HEADROOM,
     "stability": STABILITY,
     "ablation": ABLATION,
+    "transfer": TRANSFER,
 }
 
 
@@ -319,6 +338,19 @@ def test_ablation():
     ]
 
 
+def test_transfer():
+    table = results_summary.transfer(TRANSFER)
+    sgd = cells(table, "SGD-Nesterov")
+    assert sgd[1:3] == ["6.45 ± 0.10", "7.45 ± 0.10"]
+    assert re.fullmatch(r"\*\*-1\.00 \[-1\.\d\d, -0\.\d\d\] p \.\d{3}\*\*", sgd[3])
+    ours = cells(table, "Entropy-SGD")
+    assert ours[1:3] == ["5.45 ± 0.10"] * 2
+    assert re.fullmatch(r"[+-]0\.00 \[-0\.\d\d, \+0\.\d\d\] p \S+", ours[3])
+    without = cells(table, "Entropy-SGD without its pull")
+    assert without[1:3] == ["-", "5.95 ± 0.10"]
+    assert without[3].startswith("-0.50 [")
+
+
 @pytest.mark.parametrize("name", list(results_page.TABLES))
 def test_with_tables_replaces_between_the_marks_alone(name):
     page = MARKED.format(name) + MARKED.format("elsewhere")
@@ -347,6 +379,7 @@ def filled(tmp_path):
         ("compare", COMPARE),
         ("headroom", HEADROOM),
         ("ablation", ABLATION),
+        ("transfer", TRANSFER),
     ):
         for scenario, record in per_scenario.items():
             (study / scenario).mkdir(parents=True, exist_ok=True)
@@ -361,7 +394,7 @@ def test_report_end_to_end(filled, tmp_path, capsys):
     assert results_page.records(filled) == FOUND
     command = ["report", "--results", str(filled), "--runs", str(tmp_path / "none")]
     assert main(command) == 0
-    assert "0 new runs of table1; 7 tables and 6 figures" in capsys.readouterr().out
+    assert "0 new runs of table1; 8 tables and 6 figures" in capsys.readouterr().out
     page = (filled / "README.md").read_text()
     assert "\nSTALE\n" not in page
     assert all(results_page.TABLES[n](r) in page for n, r in FOUND.items())

@@ -19,6 +19,7 @@ from entropy_optax.experiments import (
     runner,
     stability,
     study,
+    transfer,
 )
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.image_task import minibatches
@@ -79,7 +80,7 @@ def world(make_tiny, tmp_path_factory):
         patch.setattr(flat_minima, "SCENARIOS", {"tiny": TINY, "500": TINY})
         for module in (runner, ablation, stability):
             patch.setattr(module, "compile_step", once)
-        for module in (flat_minima, headroom):
+        for module in (flat_minima, headroom, transfer):
             patch.setattr(module, "METHODS", FEW)
         patch.setattr(flat_minima, "FIRST_BUDGET", 2)
         patch.setattr(flat_minima, "LAST_BUDGET", 2)
@@ -195,6 +196,31 @@ def test_ablation_tries_the_settings_of_other_scenarios(compared, tmp_path):
     (tmp_path / "500" / "compare.json").write_text(json.dumps(record))
     found = [("as tuned on", "500", changes)]
     assert ablation.transfers("tiny", base, tmp_path) == found
+
+
+def test_transfer_end_to_end(compared, world, tmp_path):
+    record = read(compared / "tiny" / "compare.json")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "compare.json").write_text(json.dumps(record))
+    with pytest.raises(SettingsError, match=r"wrong20.compare.json: not found"):
+        transfer.measure("tiny", tmp_path, quiet())
+    # As tuned elsewhere: SGD as here, Entropy-SGD otherwise.
+    record["settings"]["entropy_sgd"] |= {"weight_decay": 0.3, "pull": 1.0}
+    (tmp_path / "wrong20").mkdir()
+    (tmp_path / "wrong20" / "compare.json").write_text(json.dumps(record))
+    assert study.run("transfer", ["tiny"], tmp_path, "it", quiet()) == 0
+    rows = read(tmp_path / "tiny" / "transfer.json")["rows"]
+    assert [(r["method"], r["pull"], r["tuned_on"]) for r in rows] == [
+        ("sgd", True, "tiny"),
+        ("sgd", True, "wrong20"),
+        ("entropy_sgd", True, "tiny"),
+        ("entropy_sgd", True, "wrong20"),
+        ("entropy_sgd", False, "wrong20"),
+    ]
+    errors = [tuple(row["test_error"]) for row in rows]
+    assert all(len(own) == 10 for own in errors)
+    assert errors[0] == errors[1]
+    assert len(set(errors)) == 4
 
 
 def test_x_or_mean_of_one_outer_step(world, monkeypatch):

@@ -1,0 +1,50 @@
+"""Settings that were tuned on one scenario, unchanged on another, with fresh seeds."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from rich.console import Console
+
+from entropy_optax.experiments import report
+from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.grid import with_fields
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.runs import Member
+from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.tasks import make_task
+
+SOURCE = "wrong20"
+# Neither those of `compare` nor those of the ablations, whose results are known by now.
+SEEDS = tuple(range(400, 410))
+
+
+def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
+    """Runs every method as tuned on the scenario and as tuned on `SOURCE`.
+
+    Args:
+      scenario: its name, tuned before, as `SOURCE` is.
+      out: folder of the study.
+      console: where progress goes.
+    """
+    own, source = tuned(scenario, out), tuned(SOURCE, out)
+    experiment = Experiment(own, make_task(own))
+    rows: list[dict[str, Any]] = []
+
+    def run(method: str, place: str, settings: Settings, *, pull: bool = True) -> None:
+        members = [Member(seed, settings) for seed in SEEDS]
+        runs = experiment.run_together(method, members)
+        errors = [run.test_last.error for run in runs if run.test_last is not None]
+        row = {"method": method, "pull": pull, "tuned_on": place, "test_error": errors}
+        rows.append(row)
+        console.print(f"{scenario}: {method} of {place} {report.estimate(errors)} %")
+
+    for name in METHODS:
+        run(name, scenario, own)
+        moved = dataclasses.replace(own, **{name: getattr(source, name)})
+        run(name, SOURCE, moved)
+        if name == "entropy_sgd":
+            without = with_fields(moved, name, {"pull": 0.0})
+            run(name, SOURCE, without, pull=False)
+    content = {"scenario": scenario, "settings": own, "seeds": SEEDS, "rows": rows}
+    write_json(out / scenario / "transfer.json", content)
