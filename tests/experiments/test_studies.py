@@ -198,16 +198,28 @@ def test_ablation_tries_the_settings_of_other_scenarios(compared, tmp_path):
     assert ablation.transfers("tiny", base, tmp_path) == found
 
 
-def test_transfer_end_to_end(compared, world, tmp_path):
+def test_transfer_end_to_end(compared, world, tmp_path, monkeypatch):
     record = read(compared / "tiny" / "compare.json")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "compare.json").write_text(json.dumps(record))
     with pytest.raises(SettingsError, match=r"wrong20.compare.json: not found"):
         transfer.measure("tiny", tmp_path, quiet())
-    # As tuned elsewhere: SGD as here, Entropy-SGD otherwise.
-    record["settings"]["entropy_sgd"] |= {"weight_decay": 0.3, "pull": 1.0}
+    own = flat_minima.tuned("tiny", tmp_path).entropy_sgd
+    changes = {"weight_decay": 0.03, "pull": 1.0}
+    record["settings"]["entropy_sgd"] |= changes
     (tmp_path / "wrong20").mkdir()
     (tmp_path / "wrong20" / "compare.json").write_text(json.dumps(record))
+    ran = []
+    run_together = Experiment.run_together
+
+    def spy(self, name, members, **options):
+        runs = run_together(self, name, members, **options)
+        assert [member.seed for member in members] == list(range(400, 410))
+        assert all(member.settings is members[0].settings for member in members)
+        ran.append(getattr(members[0].settings, name))
+        return runs
+
+    monkeypatch.setattr(Experiment, "run_together", spy)
     assert study.run("transfer", ["tiny"], tmp_path, "it", quiet()) == 0
     rows = read(tmp_path / "tiny" / "transfer.json")["rows"]
     assert [(r["method"], r["pull"], r["tuned_on"]) for r in rows] == [
@@ -217,10 +229,10 @@ def test_transfer_end_to_end(compared, world, tmp_path):
         ("entropy_sgd", True, "wrong20"),
         ("entropy_sgd", False, "wrong20"),
     ]
-    errors = [tuple(row["test_error"]) for row in rows]
-    assert all(len(own) == 10 for own in errors)
-    assert errors[0] == errors[1]
-    assert len(set(errors)) == 4
+    assert all(len(row["test_error"]) == 10 for row in rows)
+    assert rows[0]["test_error"] == rows[1]["test_error"]
+    other = dataclasses.replace(own, **changes)
+    assert ran[2:] == [own, other, dataclasses.replace(other, pull=0.0)]
 
 
 def test_x_or_mean_of_one_outer_step(world, monkeypatch):
