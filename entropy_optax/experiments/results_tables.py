@@ -243,7 +243,9 @@ def ablation(records: dict[str, Record]) -> str:
     for name, record in records.items():
         for row in record["rows"]:
             c = row["against_tuned"]
-            clear = c["low"] > 0 or c["high"] < 0
+            # Infinite, None in a record, where nearly all pairs are equal.
+            low, high = floats([c["low"], c["high"]])
+            clear = low > 0 or high < 0
             difference = f"{c['difference']:+.2f}"
             cell = f"{np.mean(row['test_error']):.2f} ({difference})"
             rows.setdefault((row["question"], row["value"]), {})[name] = (

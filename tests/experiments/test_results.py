@@ -151,6 +151,7 @@ ABLATION = {
         "rows": [
             ablation_row("L", "1", 0.5, 0.1, 0.9),
             ablation_row("L", "5", 0.2, -0.1, 0.5),
+            ablation_row("L", "10", 0.0, None, None),
         ],
         "x_or_mean": [
             {"learning_rate": 0.5, "x": [2.0, 3.0] * 3, "mean": [1.0, 2.0] * 3}
@@ -333,6 +334,7 @@ def test_ablation():
     assert cells(table, "tuned")[2:] == ["5.50 ± 0.50", "8.00 ± 1.00"]
     assert cells(table, "L", "1")[2:] == ["**6.00 (+0.50)**", "**5.00 (-0.50)**"]
     assert cells(table, "L", "5")[2:] == ["5.70 (+0.20)", "-"]
+    assert cells(table, "L", "10")[2:] == ["5.50 (+0.00)", "-"]
     assert cells(table, "1000", "0.5")[2:] == [
         *("2.50 ± 0.22", "1.50 ± 0.22", "+1.00 [+1.00, +1.00]")
     ]
