@@ -43,6 +43,14 @@ def test_the_results_in_the_readme_are_those_of_the_record():
     assert readme == script["with_table"](readme, json.loads(RECORD.read_text()))
 
 
+def test_the_errors_that_the_advice_rests_on_are_in_the_results():
+    advice = (ROOT / "docs" / "how_to_choose.md").read_text()
+    results = (ROOT / "results" / "README.md").read_text()
+    quoted = re.findall(r"\d+\.\d\d(?= %)", advice)
+    assert len(quoted) > 20
+    assert not [number for number in quoted if number not in results]
+
+
 @pytest.mark.parametrize("record", BENCHMARKS, ids=lambda record: record.stem)
 def test_the_tables_of_performance_are_those_of_the_records(record):
     script = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
