@@ -50,7 +50,7 @@ FIRST_BUDGET, LAST_BUDGET = 32, 64
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 
-_RATES = [0.0025 * 2**k for k in range(11)]
+_RATES = [0.0025 * 2**k for k in range(-4, 11)]
 _DECAYS = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
 _LENGTHS = [1, 5, 20, 50, 100]
 # Ours is searched along the rate and the pull that are felt, whatever L and the mean
@@ -59,13 +59,13 @@ _OURS: dict[str, list[Any]] = {
     "effective_rate": _RATES,
     "weight_decay": _DECAYS,
     "num_steps": _LENGTHS,
-    "mean_decay": [0.0, 0.75, 0.95],
+    "mean_decay": [0.0, 0.75, 0.95, 0.98],
     "anneal": ["inner", "outer"],
 }
 _AXES: dict[str, dict[str, list[Any]]] = {
     "sgd": {"learning_rate": _RATES, "weight_decay": _DECAYS},
     "adam": {
-        "learning_rate": [1.25e-4 * 2**k for k in range(11)],
+        "learning_rate": [1.25e-4 * 2**k for k in range(-4, 11)],
         "weight_decay": [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
     },
     "sam": {
@@ -85,7 +85,7 @@ _AXES: dict[str, dict[str, list[Any]]] = {
         "constant_rate": [False, True],
     },
     "schedule_free": {
-        "learning_rate": [0.02 * 2**k for k in range(11)],
+        "learning_rate": [0.02 * 2**k for k in range(-4, 11)],
         "weight_decay": _DECAYS,
     },
     "entropy_sgd": _OURS | {"pull": [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]},
