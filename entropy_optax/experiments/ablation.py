@@ -108,6 +108,22 @@ def transfers(
     return found
 
 
+def changed(settings: Settings, fields: dict[str, Any]) -> Settings:
+    """Settings with one of the variants.
+
+    Args:
+      settings: tuned ones.
+      fields: of the variant.
+
+    Returns:
+      The settings: a clip belongs to all optimizers, the rest to Entropy-SGD.
+    """
+    shared = {name: v for name, v in fields.items() if name == "clip_norm"}
+    own = {name: v for name, v in fields.items() if name not in shared}
+    settings = dataclasses.replace(settings, **shared)
+    return with_fields(settings, "entropy_sgd", own)
+
+
 def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     """Runs all variants with ten seeds of their own, paired with the tuned settings.
 
@@ -120,11 +136,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     experiment = Experiment(settings, make_task(settings))
 
     def errors(fields: dict[str, Any]) -> list[float]:
-        # The clip belongs to all optimizers, the rest to Entropy-SGD.
-        shared = {name: v for name, v in fields.items() if name == "clip_norm"}
-        own = {name: v for name, v in fields.items() if name not in shared}
-        own = with_fields(settings, "entropy_sgd", own)
-        own = dataclasses.replace(own, **shared)
+        own = changed(settings, fields)
         members = [Member(seed, own) for seed in SEEDS]
         runs = experiment.run_together("entropy_sgd", members)
         return [run.test_last.error for run in runs if run.test_last is not None]
