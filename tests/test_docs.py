@@ -10,7 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 RECORD = ROOT / "results" / "quickstart" / "run" / "results.json"
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "results" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def code_blocks(page: pathlib.Path) -> list[str]:
@@ -29,7 +33,7 @@ def test_code_blocks_run(page, monkeypatch, tmp_path):
     exec(compile(program, str(page), "exec"), {"__name__": "page"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_within_the_project_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     inside = [link for link in links if "://" not in link]
