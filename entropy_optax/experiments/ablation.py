@@ -13,7 +13,7 @@ from entropy_optax.experiments.compiled import compile_step, draw, member
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.runs import Member
+from entropy_optax.experiments.runs import Member, last_test_errors
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.statistics import paired_bootstrap
 from entropy_optax.experiments.tasks import make_task
@@ -138,8 +138,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     def errors(fields: dict[str, Any]) -> list[float]:
         own = changed(settings, fields)
         members = [Member(seed, own) for seed in SEEDS]
-        runs = experiment.run_together("entropy_sgd", members)
-        return [run.test_last.error for run in runs if run.test_last is not None]
+        return last_test_errors(experiment.run_together("entropy_sgd", members))
 
     reference = errors({})
     rows = []

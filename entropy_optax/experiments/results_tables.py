@@ -278,7 +278,9 @@ def ablation(records: dict[str, Record]) -> str:
         markdown(["setting", "value", *header], [tuned, *cells])
         + "\n\nIn brackets the mean paired difference from the tuned settings; bold if"
         + " its 95 % interval, not adjusted, leaves 0 out.\n\n"
-        + markdown(["scenario", "outer rate", "at x", "at mu", "x minus mu"], places)
+        + markdown(
+            ["scenario", "constant outer rate", "at x", "at mu", "x minus mu"], places
+        )
     )
 
 

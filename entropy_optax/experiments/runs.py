@@ -1,5 +1,6 @@
 """What is known of a training run: on its way, at its end, and in a checkpoint."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from entropy_optax.experiments.evaluate import Score
@@ -61,6 +62,22 @@ class Run(NamedTuple):
     validation_chosen: Score
     test_last: Score | None
     test_chosen: Score | None
+
+
+def last_test_errors(runs: Sequence[Run]) -> list[float]:
+    """Errors on the test split after the last gradient.
+
+    Args:
+      runs: all of which read it.
+
+    Returns:
+      One for each run, in per cent.
+    """
+    errors = []
+    for run in runs:
+        assert run.test_last is not None
+        errors.append(run.test_last.error)
+    return errors
 
 
 class Member(NamedTuple):

@@ -16,7 +16,7 @@ from entropy_optax.experiments import (
 _SCENARIOS = {
     "compare": tuple(flat_minima.SCENARIOS),
     "headroom": ("1000", "wrong40"),
-    "ablation": ("500", "1000", "wrong20", "wrong40"),
+    "ablation": ("1000", "wrong20", "wrong40"),
     "transfer": ("wrong40",),
 }
 

@@ -10,8 +10,8 @@ from entropy_optax.experiments import report
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.runs import Member
-from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.runs import Member, last_test_errors
+from entropy_optax.experiments.settings import Settings, SettingsError
 from entropy_optax.experiments.tasks import make_task
 
 SOURCE = "wrong20"
@@ -26,7 +26,12 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
       scenario: its name, tuned before, as `SOURCE` is.
       out: folder of the study.
       console: where progress goes.
+
+    Raises:
+      SettingsError: if the scenario is `SOURCE`, or one of them was not compared.
     """
+    if scenario == SOURCE:
+        raise SettingsError(f"--scenario: got {SOURCE}, from which the settings come")
     own, source = tuned(scenario, out), tuned(SOURCE, out)
     experiment = Experiment(own, make_task(own))
     rows: list[dict[str, Any]] = []
@@ -34,7 +39,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     def run(method: str, place: str, settings: Settings, *, pull: bool = True) -> None:
         members = [Member(seed, settings) for seed in SEEDS]
         runs = experiment.run_together(method, members)
-        errors = [run.test_last.error for run in runs if run.test_last is not None]
+        errors = last_test_errors(runs)
         row = {"method": method, "pull": pull, "tuned_on": place, "test_error": errors}
         rows.append(row)
         console.print(f"{scenario}: {method} of {place} {report.estimate(errors)} %")

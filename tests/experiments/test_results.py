@@ -303,6 +303,14 @@ def test_summary():
     ]
     assert cells(table, "Entropy-SGD")[1:] == ["-", "**2.50 ± 0.50**", best, best]
     assert cells(table, "Adam")[1:] == ["1.300", "-", "-", "-"]
+    # A single run that is lower does not take the mark away; a lost one is counted.
+    record = compare_record()
+    record["runs"]["sam"][0]["test_error"] = 88.0
+    lower = table1_run("mnistfc", "ema", 0, 0.5)
+    table = results_summary.summary([*TABLE1, lower], {"500": record})
+    assert cells(table, "EMA of SGD")[2] == "0.50"
+    assert cells(table, "Entropy-SGD")[2] == "**2.50 ± 0.50**"
+    assert cells(table, "SAM")[3].endswith("(1 lost)")
 
 
 def test_headroom():

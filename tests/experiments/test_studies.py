@@ -204,6 +204,8 @@ def test_transfer_end_to_end(compared, world, tmp_path, monkeypatch):
     (tmp_path / "tiny" / "compare.json").write_text(json.dumps(record))
     with pytest.raises(SettingsError, match=r"wrong20.compare.json: not found"):
         transfer.measure("tiny", tmp_path, quiet())
+    with pytest.raises(SettingsError, match="from which the settings come"):
+        transfer.measure("wrong20", tmp_path, quiet())
     own = flat_minima.tuned("tiny", tmp_path).entropy_sgd
     changes = {"weight_decay": 0.03, "pull": 1.0}
     record["settings"]["entropy_sgd"] |= changes
