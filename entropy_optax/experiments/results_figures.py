@@ -9,7 +9,11 @@ from matplotlib.figure import Figure
 
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS, estimate
-from entropy_optax.experiments.results_format import floats, lost_above
+from entropy_optax.experiments.results_format import (
+    contender_label,
+    floats,
+    lost_above,
+)
 
 
 def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]:
@@ -165,19 +169,23 @@ def _stability(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
     contenders = dict.fromkeys(row["contender"] for row in record["rows"])
     for name, marker in zip(contenders, "os^Dv<>", strict=False):
         own = [row for row in record["rows"] if row["contender"] == name]
+        losses = np.array([np.mean(floats(row["training_loss"])) for row in own])
+        distances = np.array([np.mean(floats(row["distance"])) for row in own])
+        converged = losses < 0.1
         axes.plot(
-            [np.mean(floats(row["training_loss"])) for row in own],
-            [np.mean(floats(row["distance"])) for row in own],
+            losses[converged],
+            distances[converged],
             marker=marker,
-            label=name,
+            label=contender_label(name),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("training loss (nats)")
     axes.set_ylabel("distance of the twins' params")
     axes.set_title(
-        f"{record['num_pairs']} pairs, one example differs; rates rise to the left",
-        fontsize=10,
+        f"{record['num_pairs']} pairs, one example differs; rates rise to the left,"
+        " those that diverge are left out",
+        fontsize=9,
     )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend(fontsize=8)

@@ -38,6 +38,19 @@ def mean_and_error(values: Sequence[float | None], digits: int) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
+def contender_label(name: str) -> str:
+    """Names a contender of the stability study.
+
+    Args:
+      name: of the record, an optimizer and perhaps a setting after a comma.
+
+    Returns:
+      For example `Entropy-SGD, gamma 1`.
+    """
+    optimizer, comma, setting = name.partition(",")
+    return LABELS[optimizer] + comma + setting
+
+
 def lost_above(record: dict[str, Any]) -> float:
     """Where a run of a comparison counts as lost: it diverged, or never got going.
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
+    contender_label,
     floats,
     lost_above,
     markdown,
@@ -14,7 +15,7 @@ from entropy_optax.experiments.results_format import (
     p_value,
     race,
 )
-from entropy_optax.experiments.stability import at_matched_loss
+from entropy_optax.experiments.stability import FIXED_RATE, at_matched_loss
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
 
 Record = dict[str, Any]
@@ -204,17 +205,17 @@ def stability(record: Record) -> str:
     contenders = list(dict.fromkeys(row["contender"] for row in record["rows"]))
     of = lambda name: [row for row in record["rows"] if row["contender"] == name]
     fixed = {
-        name: next(r for r in of(name) if r["rate"] == record["fixed_rate"])
+        name: next(r for r in of(name) if r["rate"] == FIXED_RATE)
         for name in contenders
     }
-    losses = (0.1, 0.03, 0.01)
+    losses = (0.003, 0.002, 0.001)
     rows = []
     for name in contenders:
         row = fixed[name]
         matched = [at_matched_loss(of(name), loss) for loss in losses]
         rows.append(
             [
-                name.replace("entropy_sgd", "Entropy-SGD").replace("sgd", "SGD"),
+                contender_label(name),
                 mean_and_error(row["distance"], 3),
                 mean_and_error(row["path_length"], 1),
                 mean_and_error(row["training_loss"], 4),
@@ -225,8 +226,8 @@ def stability(record: Record) -> str:
     header += [f"distance at loss {loss:g}" for loss in losses]
     return markdown(header, rows) + (
         f"\n\n{record['num_pairs']} pairs; the first three columns at rate"
-        f" {record['fixed_rate']:g}, the others between rates (- where"
-        " no two have that loss between them)."
+        f" {FIXED_RATE:g}, the others between rates (- where no two"
+        " have that loss between them)."
     )
 
 

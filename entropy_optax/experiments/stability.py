@@ -28,7 +28,7 @@ NUM_PAIRS = 16
 NUM_TRAIN = 500
 CHUNK = 20  # gradients between two points of the path
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
-FIXED_RATE = 0.1
+FIXED_RATE = 0.05  # at 0.1 some diverge
 GAMMAS = (0.0, 1.0, 3.0, 10.0)
 
 
@@ -86,7 +86,6 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
         "settings": base,
         "num_pairs": NUM_PAIRS,
         "num_train": NUM_TRAIN,
-        "fixed_rate": FIXED_RATE,
         "rows": rows,
     }
     write_json(out / "stability.json", content)
@@ -149,7 +148,7 @@ def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
     """Mean distance where a contender's training loss is as given.
 
     Interpolates the logarithms of loss and distance between neighbouring rates, the
-    lowest two that have the loss between them.
+    lowest two that have the loss between them, the higher rate with the lower loss.
 
     Args:
       rows: of one contender; None in them stands for what is not finite.
@@ -165,7 +164,9 @@ def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
     ]
     for pair in itertools.pairwise(points):
         losses, distances = zip(*sorted(pair), strict=True)
-        if 0 < losses[0] <= loss <= losses[1] < np.inf:  # never with NaN
+        # Where a higher rate no longer fits better the runs have begun to diverge.
+        falling = pair[0][0] > pair[1][0]
+        if falling and 0 < losses[0] <= loss <= losses[1] < np.inf:  # never with NaN
             logs = np.interp(np.log(loss), np.log(losses), np.log(distances))
             return float(np.exp(logs))
     return None

@@ -126,12 +126,11 @@ def stability_row(contender, rate, distance, loss):
 
 STABILITY = {
     "num_pairs": 2,
-    "fixed_rate": 0.1,
     "rows": [
-        stability_row("sgd", 0.05, [1.0, 3.0], [0.3, 0.3]),
-        stability_row("sgd", 0.1, [2.0, 6.0], [0.03, 0.03]),
-        stability_row("entropy_sgd, gamma 1", 0.05, [1.0, 1.0], [0.04, 0.04]),
-        stability_row("entropy_sgd, gamma 1", 0.1, [None, 1.0], [None, 0.1]),
+        stability_row("sgd", 0.05, [1.0, 3.0], [0.009, 0.009]),
+        stability_row("sgd", 0.1, [2.0, 6.0], [0.0009, 0.0009]),
+        stability_row("entropy_sgd, gamma 1", 0.05, [None, 1.0], [None, 0.01]),
+        stability_row("entropy_sgd, gamma 1", 0.1, [1.0, 1.0], [0.0001, 0.0001]),
     ],
 }
 
@@ -323,11 +322,13 @@ def test_headroom():
 
 def test_stability():
     table = results_tables.stability(STABILITY)
-    # At .1; the loss .1 is log(3) / log(10) of the way from .03 to .3.
-    between = 4 * (2 / 4) ** (np.log(0.1 / 0.03) / np.log(10))
-    assert cells(table, "SGD") == [
-        *("SGD", "4.000 ± 2.000", "20.0 ± 10.0", "0.0300 ± 0.0000"),
-        *(f"{between:.3f}", "4.000", "-"),
+    # At .05; the loss .003 is log(3) / log(10) of the way from .009 to .0009.
+    between = [
+        f"{2 * 2 ** (np.log(0.009 / loss) / np.log(10)):.3f}"
+        for loss in (0.003, 0.002, 0.001)
+    ]
+    assert cells(table, "SGD-Nesterov") == [
+        *("SGD-Nesterov", "2.000 ± 1.000", "20.0 ± 10.0", "0.0090 ± 0.0000", *between)
     ]
     # A pair that diverged.
     assert cells(table, "Entropy-SGD, gamma 1") == [
