@@ -71,8 +71,9 @@ def summary(table1: Sequence[Record], flat_minima: dict[str, Record]) -> str:
     return (
         markdown(["test", *columns], rows)
         + "\n\nMean ± standard error, over three seeds of the systems and ten of the"
-        + " scenarios (500 and 1,000 training images; 20 and 40 % of 1,000 labels"
-        + " wrong); without ± it is one seed. All in a column spent the same number of"
+        + " scenarios (500 and 1,000 training images; 20, 40 % of 1,000 labels wrong,"
+        + " nodecay without weight decay; 8,000 images in batches of 1,024); without ±"
+        + " it is one seed. All in a column spent the same number of"
         + " gradients. The lowest mean of several seeds is bold. A run is lost if its"
         + " error is above 1.5 times the median of its column."
     )
