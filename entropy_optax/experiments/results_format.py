@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from entropy_optax.experiments.report import LABELS, estimate
+from entropy_optax.experiments.statistics import Comparison
 
 
 def floats(values: Sequence[float | None]) -> list[float]:
@@ -62,6 +63,18 @@ def lost_above(record: dict[str, Any]) -> float:
     """
     errors = [run["test_error"] for runs in record["runs"].values() for run in runs]
     return 1.5 * float(np.median(errors))
+
+
+def difference(c: Comparison) -> str:
+    """Formats a mean paired difference with its interval.
+
+    Args:
+      c: the comparison.
+
+    Returns:
+      For example `-0.14 [-0.26, -0.02]`.
+    """
+    return f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
 
 
 def p_value(value: float) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
+    difference,
     floats,
     lost_above,
     markdown,
@@ -101,7 +102,7 @@ def transfer(records: dict[str, Record]) -> str:
         adjusted = holm([c.p_value for c in found])
         rows = []
         for method, c, p in zip(methods, found, adjusted, strict=True):
-            cell = f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}] {p_value(p)}"
+            cell = f"{difference(c)} {p_value(p)}"
             places = (errors[method, True, place] for place in (name, SOURCE))
             rows.append(
                 [
@@ -116,12 +117,12 @@ def transfer(records: dict[str, Record]) -> str:
                 "Entropy-SGD without its pull",
                 "-",
                 mean_and_error(errors["entropy_sgd", False, SOURCE], 2),
-                f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}], not adjusted",
+                f"{difference(c)}, not adjusted",
             ]
         )
         own, other = f"as tuned on {name}", f"as tuned on {SOURCE}"
-        difference = f"Entropy-SGD {other} minus the method {own}"
-        table = markdown([f"test error % on {name}", own, other, difference], rows)
+        minus = f"Entropy-SGD {other} minus the method {own}"
+        table = markdown([f"test error % on {name}", own, other, minus], rows)
         last = "In the last line the difference is from the same settings without pull."
         parts.append(f"{table}\n\n{last}")
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ import numpy as np
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     contender_label,
+    difference,
     floats,
     lost_above,
     markdown,
@@ -154,7 +155,7 @@ def comparisons(records: dict[str, Record]) -> str:
         cells = []
         for column in columns.values():
             c, p = column[rival]
-            cell = f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}] {p_value(p)}"
+            cell = f"{difference(c)} {p_value(p)}"
             cells.append(f"**{cell}**" if p < 0.05 else cell)
         rows.append([LABELS[rival], *cells])
     return markdown(["Entropy-SGD minus", *records], rows)
@@ -247,8 +248,7 @@ def ablation(records: dict[str, Record]) -> str:
             # Infinite, None in a record, where nearly all pairs are equal.
             low, high = floats([c["low"], c["high"]])
             clear = low > 0 or high < 0
-            difference = f"{c['difference']:+.2f}"
-            cell = f"{np.mean(row['test_error']):.2f} ({difference})"
+            cell = f"{np.mean(row['test_error']):.2f} ({c['difference']:+.2f})"
             rows.setdefault((row["question"], row["value"]), {})[name] = (
                 f"**{cell}**" if clear else cell
             )
@@ -272,7 +272,7 @@ def ablation(records: dict[str, Record]) -> str:
                     f"{row['learning_rate']:g}",
                     mean_and_error(row["x"], 2),
                     mean_and_error(row["mean"], 2),
-                    f"{c.difference:+.2f} [{c.low:+.2f}, {c.high:+.2f}]",
+                    difference(c),
                 ]
             )
     return (
