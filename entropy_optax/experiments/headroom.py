@@ -8,7 +8,7 @@ from rich.console import Console
 
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
 from entropy_optax.experiments.grid import with_fields
-from entropy_optax.experiments.hyperparameters import EntropySGDSettings
+from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.tasks import make_task
@@ -37,8 +37,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         for name in METHODS:
             if name == "schedule_free" and shape == "constant":
                 continue  # it has a schedule of its own
-            local = isinstance(getattr(shaped, name), EntropySGDSettings)
-            field = "effective_rate" if local else "learning_rate"
+            field = rate_field(getattr(shaped, name))
             rates = [rate * SCALES.get(name, 1.0) for rate in RATES]
             members = [
                 Member(seed, with_fields(shaped, name, {field: rate}))

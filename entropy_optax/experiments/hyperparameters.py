@@ -1,7 +1,7 @@
 """What each optimizer can be told, and the defaults."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -134,6 +134,19 @@ class EntropySGDSettings:
     """Rate of SGD with momentum 0.9 that moves as far per gradient; sets step_size."""
     pull: float | None = None
     """step_size * gamma at the start; sets gamma."""
+
+
+def rate_field(group: Any) -> str:
+    """Names the setting that changes how far an optimizer moves, and nothing else.
+
+    Args:
+      group: settings of an optimizer.
+
+    Returns:
+      `"effective_rate"` for Entropy-SGD and its controls, else `"learning_rate"`.
+    """
+    local = isinstance(group, EntropySGDSettings)
+    return "effective_rate" if local else "learning_rate"
 
 
 def progress(group: EntropySGDSettings) -> float:

@@ -1,7 +1,7 @@
 """The networks for images of the Entropy-SGD paper, in Flax linen.
 
 All are called as `model.apply(variables, images, train=bool, rngs=..., mutable=...)`.
-In training they need a `"dropout"` key; LeNet and AllCNN update `"batch_stats"`.
+In training they need a `"dropout"` key; with BatchNorm they update `"batch_stats"`.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,14 @@ class MnistFC(nn.Module):
       num_classes: number of outputs.
       features: width of each hidden layer, in units.
       dropout_rate: share of hidden units dropped in training (0.15 in the paper).
+      batch_norm: whether BatchNorm follows each ReLU, as in the code that made the
+        paper's table; the paper's text has none.
     """
 
     num_classes: int = 10
     features: tuple[int, ...] = (1024, 1024)
     dropout_rate: float = 0.15
+    batch_norm: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -32,7 +35,7 @@ class MnistFC(nn.Module):
 
         Args:
           images: `[batch, height, width, channels]`, scaled to about [-1, 1].
-          train: whether to drop units.
+          train: whether to use the batch's statistics and to drop units.
 
         Returns:
           Logits, `[batch, num_classes]`.
@@ -40,6 +43,8 @@ class MnistFC(nn.Module):
         x = images.reshape(images.shape[0], -1)
         for features in self.features:
             x = nn.relu(nn.Dense(features)(x))
+            if self.batch_norm:
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
 
@@ -143,6 +148,7 @@ class AllCNN(nn.Module):
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnistfc": MnistFC,
+    "mnistfc_bn": partial(MnistFC, batch_norm=True),
     "lenet": LeNet,
     "allcnn": AllCNN,
     # Small enough for studies of many runs.

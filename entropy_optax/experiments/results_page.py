@@ -158,10 +158,11 @@ def with_tables(page: str, found: dict[str, Any]) -> str:
       The page with every table that has a record and marks.
     """
     for name, record in found.items():
-        table = TABLES[name](record)
         page = re.sub(
             rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",
-            lambda marks, table=table: f"{marks[1]}{table}\n{marks[2]}",
+            lambda marks, name=name, record=record: (
+                f"{marks[1]}{TABLES[name](record)}\n{marks[2]}"
+            ),
             page,
             flags=re.DOTALL,
         )

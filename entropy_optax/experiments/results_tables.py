@@ -18,6 +18,7 @@ from entropy_optax.experiments.results_format import (
 )
 from entropy_optax.experiments.stability import FIXED_RATE, at_matched_loss
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
+from entropy_optax.experiments.table1 import ROWS
 
 Record = dict[str, Any]
 
@@ -287,7 +288,7 @@ def ablation(records: dict[str, Record]) -> str:
 
 def _order(run: Record) -> tuple[Any, ...]:
     return (
-        list(PAPER).index(run["row"]),
+        ROWS.index(run["row"]),
         run["which"],
         run["gradients"],
         list(LABELS).index(run["optimizer"]),

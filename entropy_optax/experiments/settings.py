@@ -20,10 +20,10 @@ from entropy_optax.experiments.hyperparameters import (
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 
-ModelName = Literal["mnistfc", "lenet", "allcnn", "mlp", "char_lstm", "word_lstm"]
+ModelName = Literal[
+    "mnistfc", "mnistfc_bn", "lenet", "allcnn", "mlp", "char_lstm", "word_lstm"
+]
 RateShape = Literal["cosine", "step", "constant"]
-
-
 _help = lambda text: tyro.conf.arg(help=text)
 
 

@@ -18,7 +18,7 @@ from entropy_optax.experiments import methods
 from entropy_optax.experiments.compiled import compile_step, draw
 from entropy_optax.experiments.flat_minima import base_settings, write_json
 from entropy_optax.experiments.grid import with_fields
-from entropy_optax.experiments.hyperparameters import EntropySGDSettings
+from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.image_task import minibatches
 from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.settings import Settings
@@ -72,8 +72,7 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
     for label, name, settings in contenders(base):
         step = compile_step(task, name, settings, 2 * NUM_PAIRS)
         for rate in RATES:
-            local = isinstance(getattr(settings, name), EntropySGDSettings)
-            field = "effective_rate" if local else "learning_rate"
+            field = rate_field(getattr(settings, name))
             chosen = with_fields(settings, name, {field: rate})
             row = _pairs(task, step, name, chosen)
             rows.append({"contender": label, "method": name, "rate": rate} | row)

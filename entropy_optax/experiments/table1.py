@@ -26,7 +26,7 @@ from entropy_optax.experiments.settings import (
 )
 from entropy_optax.experiments.tasks import make_task
 
-ROWS = ("mnistfc", "lenet", "allcnn", "word_lstm", "char_lstm")
+ROWS = ("mnistfc", "mnistfc_bn", "lenet", "allcnn", "word_lstm", "char_lstm")
 
 
 def settings_of(
@@ -49,7 +49,8 @@ def settings_of(
     """
     name = f"{row}_{which}"
     if name not in preset_names():
-        there = [n.removeprefix(f"{row}_") for n in preset_names() if n.startswith(row)]
+        all_of_them = ("paper", "short", "tuned")
+        there = [w for w in all_of_them if f"{row}_{w}" in preset_names()]
         raise SettingsError(
             f"--settings: got {which!r}, for {row} wanted one of {', '.join(there)}"
         )

@@ -11,7 +11,7 @@ from jax import lax
 from entropy_optax.experiments import convolution
 from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
 from entropy_optax.experiments.language_models import CharLSTM, WordLSTM
-from entropy_optax.experiments.models import AllCNN, LeNet, MnistFC
+from entropy_optax.experiments.models import MODELS, AllCNN, LeNet, MnistFC
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -29,6 +29,26 @@ def test_mnistfc_parameters():
     dense = lambda n_in, n_out: n_in * n_out + n_out
     expected = dense(784, 1024) + dense(1024, 1024) + dense(1024, 10)
     assert count(shapes(MnistFC())["params"]) == expected == 1_863_690
+
+
+def test_mnistfc_with_batch_norm():
+    variables = shapes(MODELS["mnistfc_bn"]())
+    assert count(variables["params"]) == 1_863_690 + 2 * 2 * 1024
+    assert count(variables["batch_stats"]) == 2 * 2 * 1024
+
+
+def test_mnistfc_norms_what_the_relu_leaves():
+    # As in the code that made the paper's table: after the ReLU, not before it.
+    model = MnistFC(3, features=(4,), dropout_rate=0.0, batch_norm=True)
+    images = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
+    variables = model.init(jax.random.key(1), images, train=False)
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    params = jax.tree.map(np.asarray, variables["params"])
+    first, last = (params[f"Dense_{i}"] for i in (0, 1))
+    hidden = np.maximum(np.reshape(images, (8, 4)) @ first["kernel"] + first["bias"], 0)
+    normed = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+    expected = normed @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_lenet_parameters():
