@@ -13,7 +13,7 @@ from toy_task import ByHand, ToyTask
 
 import entropy_optax as eo
 from entropy_optax.experiments import methods, runner, settings
-from entropy_optax.experiments.hyperparameters import resolved
+from entropy_optax.experiments.hyperparameters import progress, rate_field, resolved
 from entropy_optax.experiments.settings import EntropySGDSettings, Settings
 
 SEED, N, EVERY = 3, 12, 6
@@ -358,6 +358,19 @@ def test_effective_rate_is_that_of_sgd_along_a_constant_gradient(fields):
     length = group.num_steps
     gain = (moved[40 * length] - moved[30 * length]) / (10 * length)
     assert gain == pytest.approx(10 * 0.03, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", settings.GROUPS)
+def test_rate_field_is_the_rate_of_sgd(name):
+    group = getattr(Settings(), name)
+    field = rate_field(group)
+    moved = dataclasses.replace(group, **{field: 0.03})
+    if isinstance(group, EntropySGDSettings):
+        # Not the outer rate, which says how far x moves towards the mean.
+        assert resolved(moved).learning_rate == group.learning_rate
+        assert resolved(moved).step_size * progress(group) == pytest.approx(0.03)
+    else:
+        assert moved.learning_rate == 0.03
 
 
 def test_pull_is_step_size_times_gamma():
