@@ -1,6 +1,7 @@
 """What matters for Entropy-SGD: one setting at a time away from the tuned ones."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from entropy_optax.experiments import flat_minima, methods, report
 from entropy_optax.experiments.compiled import compile_step, draw, member
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, last_test_errors
 from entropy_optax.experiments.settings import Settings
@@ -125,7 +127,7 @@ def changed(settings: Settings, fields: dict[str, Any]) -> Settings:
 
 
 def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
-    """Runs all variants with ten seeds of their own, paired with the tuned settings.
+    """Runs all variants with ten own seeds, paired with the tuned ones; resumable.
 
     Args:
       scenario: its name, tuned before.
@@ -134,11 +136,13 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     """
     settings = flat_minima.tuned(scenario, out)
     experiment = Experiment(settings, make_task(settings))
+    memo = Memo(out / scenario / "ablation.part", (settings, SEEDS))
 
     def errors(fields: dict[str, Any]) -> list[float]:
         own = changed(settings, fields)
         members = [Member(seed, own) for seed in SEEDS]
-        return last_test_errors(experiment.run_together("entropy_sgd", members))
+        run = functools.partial(experiment.run_together, "entropy_sgd", members)
+        return memo(f"{fields}", lambda: last_test_errors(run()))
 
     reference = errors({})
     rows = []
@@ -162,9 +166,13 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         "seeds": SEEDS,
         "reference": reference,
         "rows": rows,
-        "x_or_mean": [x_or_mean(settings, rate) for rate in (0.25, 0.5, 1.0)],
+        "x_or_mean": [
+            memo(f"x or mean at {rate:g}", functools.partial(x_or_mean, settings, rate))
+            for rate in (0.25, 0.5, 1.0)
+        ],
     }
     flat_minima.write_json(out / scenario / "ablation.json", content)
+    memo.remove()
 
 
 def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Learning-rate headroom: how wide the interval of good rates is."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import rate_field
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.tasks import make_task
@@ -21,7 +23,7 @@ SEEDS = (200, 201, 202)
 
 
 def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
-    """Runs every method at every rate, all else as it was tuned.
+    """Runs every method at every rate, all else as it was tuned; resumable.
 
     Args:
       scenario: its name, tuned before.
@@ -30,6 +32,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     """
     base = tuned(scenario, out)
     task = make_task(base)
+    memo = Memo(out / scenario / "headroom.part", (base, RATES, SCALES, SEEDS))
     rows: list[dict[str, Any]] = []
     for shape in ("cosine", "constant"):
         shaped = dataclasses.replace(base, rate_schedule=shape)
@@ -44,8 +47,11 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
                 for rate in rates
                 for seed in SEEDS
             ]
-            runs = experiment.run_together(name, members, test=False)
-            errors = [run.validation_last.error for run in runs]
+            run = functools.partial(experiment.run_together, name, members, test=False)
+            errors = memo(
+                f"{name}, {shape}",
+                lambda run=run: [one.validation_last.error for one in run()],
+            )
             grouped = [errors[i : i + 3] for i in range(0, len(errors), 3)]
             means = [sum(values) / 3 for values in grouped]
             low, high = interval(means)
@@ -67,6 +73,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
             )
     content = {"scenario": scenario, "settings": base, "seeds": SEEDS, "rows": rows}
     write_json(out / scenario / "headroom.json", content)
+    memo.remove()
 
 
 def interval(errors: list[float]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ end. Both start from the same params and see the same minibatches in the same or
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from entropy_optax.experiments.flat_minima import base_settings, write_json
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
@@ -51,7 +53,7 @@ def contenders(settings: Settings) -> list[tuple[str, str, Settings]]:
 
 
 def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> None:
-    """Runs all pairs of all contenders at all rates, constant over the run.
+    """Runs all pairs of all contenders at all rates, constant over the run; resumable.
 
     Args:
       out: folder of the study.
@@ -68,13 +70,17 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
         evaluate_every=num_gradients,
     )
     task = make_task(base)
+    memo = Memo(out / "stability.part", (base, RATES, GAMMAS, NUM_PAIRS, CHUNK))
     rows: list[dict[str, Any]] = []
     for label, name, settings in contenders(base):
         step = compile_step(task, name, settings, 2 * NUM_PAIRS)
         for rate in RATES:
             field = rate_field(getattr(settings, name))
             chosen = with_fields(settings, name, {field: rate})
-            row = _pairs(task, step, name, chosen)
+            row = memo(
+                f"{label}, rate {rate:g}",
+                functools.partial(_pairs, task, step, name, chosen),
+            )
             rows.append({"contender": label, "method": name, "rate": rate} | row)
             console.print(
                 f"{label}, rate {rate:g}: distance {np.mean(row['distance']):.3f},"
@@ -88,6 +94,7 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
         "rows": rows,
     }
     write_json(out / "stability.json", content)
+    memo.remove()
 
 
 def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any]:

@@ -56,6 +56,6 @@ def run(
             else:
                 ablation.measure(scenario, out, console)
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on; tuning is kept.")
+        console.print("Stopped. The same command goes on; what is found is kept.")
         return 130
     return 0

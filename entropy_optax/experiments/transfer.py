@@ -9,6 +9,7 @@ from rich.console import Console
 from entropy_optax.experiments import report
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
 from entropy_optax.experiments.grid import with_fields
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, last_test_errors
 from entropy_optax.experiments.settings import Settings, SettingsError
@@ -20,7 +21,7 @@ SEEDS = tuple(range(400, 410))
 
 
 def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
-    """Runs every method as tuned on the scenario and as tuned on `SOURCE`.
+    """Runs every method as tuned on the scenario and on `SOURCE`; resumable.
 
     Args:
       scenario: its name, tuned before, as `SOURCE` is.
@@ -34,12 +35,15 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         raise SettingsError(f"--scenario: got {SOURCE}, from which the settings come")
     own, source = tuned(scenario, out), tuned(SOURCE, out)
     experiment = Experiment(own, make_task(own))
+    memo = Memo(out / scenario / "transfer.part", (own, source, SEEDS))
     rows: list[dict[str, Any]] = []
 
     def run(method: str, place: str, settings: Settings, *, pull: bool = True) -> None:
         members = [Member(seed, settings) for seed in SEEDS]
-        runs = experiment.run_together(method, members)
-        errors = last_test_errors(runs)
+        errors = memo(
+            f"{method} of {place}, pull {pull}",
+            lambda: last_test_errors(experiment.run_together(method, members)),
+        )
         row = {"method": method, "pull": pull, "tuned_on": place, "test_error": errors}
         rows.append(row)
         console.print(f"{scenario}: {method} of {place} {report.estimate(errors)} %")
@@ -53,3 +57,4 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
             run(name, SOURCE, without, pull=False)
     content = {"scenario": scenario, "settings": own, "seeds": SEEDS, "rows": rows}
     write_json(out / scenario / "transfer.json", content)
+    memo.remove()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from entropy_optax.experiments import (
 )
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member
 from entropy_optax.experiments.settings import SettingsError
@@ -235,6 +237,42 @@ def test_transfer_end_to_end(compared, world, tmp_path, monkeypatch):
     assert rows[0]["test_error"] == rows[1]["test_error"]
     other = dataclasses.replace(own, **changes)
     assert ran[2:] == [own, other, dataclasses.replace(other, pull=0.0)]
+
+
+@pytest.mark.parametrize("part", ["headroom", "ablation", "transfer", "stability"])
+def test_a_stopped_part_goes_on(part, compared, world, tmp_path, monkeypatch):
+    for scenario in ("tiny", "500"):
+        (tmp_path / scenario).mkdir()
+        shutil.copy(compared / "tiny" / "compare.json", tmp_path / scenario)
+    few = lambda base: [(name, "a", fields) for name, fields in VARIANTS.items()]
+    monkeypatch.setattr(ablation, "variants", few)
+    monkeypatch.setattr(ablation, "x_or_mean", lambda settings, rate: {"rate": rate})
+    monkeypatch.setattr(transfer, "SOURCE", "500")
+    monkeypatch.setattr(headroom, "RATES", (0.003, 0.3))
+    shrink(monkeypatch)
+    names, memo = [], Memo.__call__
+
+    def spy(self, name, find):
+        return memo(self, name, lambda: names.append(name) or find())
+
+    monkeypatch.setattr(Memo, "__call__", spy)
+    scenarios = [] if part == "stability" else ["tiny"]
+    folder = tmp_path if part == "stability" else tmp_path / "tiny"
+
+    class Stopping(Console):
+        def print(self, *args, **kwargs):
+            if len(names) == 2 and not str(args[0]).startswith("Stopped"):
+                raise KeyboardInterrupt
+
+    assert study.run(part, scenarios, tmp_path, "it", Stopping()) == 130
+    assert not list(folder.glob(f"{part}.json"))
+    for _ in range(2):
+        assert study.run(part, scenarios, tmp_path, "it", quiet()) == 0
+    assert not list(folder.glob("*.part"))
+    # The second time all, and the last time all again: nothing twice on the way.
+    once = names[: len(names) // 2]
+    assert names == [*once, *once]
+    assert len(set(once)) == len(once) > 2
 
 
 def test_x_or_mean_of_one_outer_step(world, monkeypatch):
