@@ -1,6 +1,7 @@
 """Tables over several comparisons, from the records alone."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,16 +26,15 @@ def summary(table1: Sequence[Record], flat_minima: dict[str, Record]) -> str:
     """One column for each system or scenario, one line for each optimizer.
 
     Args:
-      table1: of `runs.json`; the runs at tuned settings count.
+      table1: of `runs.json`; of each system the runs at tuned settings count, and
+        those of the number of gradients that most of them have.
       flat_minima: scenario to `compare.json`.
 
     Returns:
       The table; the lowest mean of each column is bold, single runs apart.
     """
     columns: dict[str, dict[str, list[float]]] = {}
-    for run in table1:
-        if run["which"] != "tuned":
-            continue
+    for run in _most(table1):
         text = run["row"].endswith("lstm")
         column = columns.setdefault(_header(run, text), {})
         value = run["run"]["test_last"]["loss" if text else "error"]
@@ -126,6 +126,16 @@ def transfer(records: dict[str, Record]) -> str:
         last = "In the last line the difference is from the same settings without pull."
         parts.append(f"{table}\n\n{last}")
     return "\n\n".join(parts)
+
+
+def _most(table1: Sequence[Record]) -> list[Record]:
+    kept = []
+    tuned = [run for run in table1 if run["which"] == "tuned"]
+    for row in dict.fromkeys(run["row"] for run in tuned):
+        own = [run for run in tuned if run["row"] == row]
+        most = statistics.mode(sorted(run["gradients"] for run in own))
+        kept += [run for run in own if run["gradients"] == most]
+    return kept
 
 
 def _header(run: Record, text: bool) -> str:

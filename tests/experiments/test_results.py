@@ -302,6 +302,9 @@ def test_summary():
     ]
     assert cells(table, "Entropy-SGD")[1:] == ["-", "**2.50 ± 0.50**", best, best]
     assert cells(table, "Adam")[1:] == ["1.300", "-", "-", "-"]
+    # Of another number of gradients there are fewer runs.
+    longer = table1_run("mnistfc", "sgd", 0, 0.1) | {"gradients": 9, "epochs": 30.0}
+    assert results_summary.summary([*TABLE1, longer], COMPARE) == table
     # A single run that is lower does not take the mark away; a lost one is counted.
     record = compare_record()
     record["runs"]["sam"][0]["test_error"] = 88.0
