@@ -47,6 +47,7 @@ def entropy_sgd(
     newest_weight: float = 0.25,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    decoupled_weight_decay: float = 0.0,
     outer_momentum: float = 0.0,
     outer_weight_decay: float = 0.0,
     outer_buffer: ArrayLike | None = None,
@@ -56,17 +57,19 @@ def entropy_sgd(
 
     The three published variants are settings of it:
 
-    ====================== ============== =============== ====================
-    argument               paper's text   released Lua    released PyTorch
-    ====================== ============== =============== ====================
-    ``newest_weight``      0.75           0.25            0.25
-    ``temperature``        eps^2 / 2      eps^2           eps^2
-    ``learning_rate``      1              1               0.1
-    ``outer_momentum``     0.9 (at 0.1)   0               0.9
-    ``outer_weight_decay`` 0              0               as inside
-    ``outer_buffer``       None           None            the first gradient
-    ``gamma1``             scoping        scoping         0: dead counter
-    ====================== ============== =============== ====================
+    ========================== ============== ============= ==================
+    argument                   paper's text   released Lua  released PyTorch
+    ========================== ============== ============= ==================
+    ``newest_weight``          0.75           0.25          0.25
+    ``temperature``            eps^2 / 2      eps^2         eps^2
+    ``learning_rate``          1              1             0.1
+    ``outer_momentum``         0.9 (at 0.1)   0             0.9
+    ``weight_decay``           as given       0             as given
+    ``decoupled_weight_decay`` 0              as given      0
+    ``outer_weight_decay``     0              0             as given
+    ``outer_buffer``           None           None          the first gradient
+    ``gamma1``                 scoping        scoping       0: dead counter
+    ========================== ============== ============= ==================
 
     Args:
       grad_fn: ``grad_fn(params, t, k)``, the gradient of the loss in outer step t on
@@ -82,6 +85,7 @@ def entropy_sgd(
       momentum: Nesterov's, of the inner loop; its buffer starts at 0 in each outer
         step.
       weight_decay: added to the gradient inside the inner loop, before the momentum.
+      decoupled_weight_decay: the same beside the momentum, where the pull is.
       outer_momentum: Nesterov's, of the outer steps.
       outer_weight_decay: added to the outer direction, before the momentum.
       outer_buffer: first outer momentum buffer, shape (n,); None is 0.
@@ -125,6 +129,7 @@ def entropy_sgd(
             grad = np.asarray(grad_fn(inner_x, t, k)) + weight_decay * inner_x
             velocity = momentum * velocity + grad
             direction = grad + momentum * velocity
+            direction = direction + decoupled_weight_decay * inner_x
             direction = direction - gamma * (outer_x - inner_x)  # line 4
             inner_x = inner_x - step_size * direction  # line 5
             inner_x = inner_x + np.sqrt(2 * step_size * temperature) * xi[t, k]

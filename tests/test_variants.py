@@ -70,16 +70,10 @@ def compare(variant: str, names: dict[str, Any], **differences: Any) -> float:
         state = names["seed_outer_buffer"](state, {"w": first.reshape(2, 3)})
         differences = {"outer_buffer": first, **differences}
 
-    expected = reference.entropy_sgd(
-        data.grad,
-        x,
-        draws(num_steps, names["key"]),
-        gamma0=names["gamma0"],
-        step_size=names["step_size"],
-        momentum=names["momentum"],
-        weight_decay=names["weight_decay"],
-        **differences,
-    )
+    same = ("gamma0", "step_size", "momentum", "weight_decay")
+    settings = {name: names[name] for name in same} | differences
+    noise = draws(num_steps, names["key"])
+    expected = reference.entropy_sgd(data.grad, x, noise, **settings)
     grad_fn = jax.grad(Robust.loss)
     actual = run(tx, params, grad_fn, data, opaque_mode=mode, state=state)
     assert int(eo.num_gradients(actual.state)) == NUM_OUTER * num_steps
@@ -102,6 +96,9 @@ def settings_of(variant: str, names: dict[str, Any]) -> dict[str, Any]:
         },
         "lua": {
             "learning_rate": 1.0,
+            "gamma0": names["gamma0"] * (1 + names["gamma1"]),
+            "weight_decay": 0.0,
+            "decoupled_weight_decay": names["weight_decay"],
             "gamma1": names["gamma1"],
             "temperature": names["eps"] ** 2,
             "newest_weight": 0.25,
@@ -149,6 +146,8 @@ def test_every_difference_of_the_table_matters():
         for change in (
             {},
             {"gamma1": names["gamma1"]},
+            {"gamma0": names["gamma0"] * (1 + names["gamma1"])},
+            {"weight_decay": 0.0, "decoupled_weight_decay": names["weight_decay"]},
             {"outer_buffer": None},
             {"outer_weight_decay": 0.0},
             {"newest_weight": 0.75},
