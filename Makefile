@@ -49,6 +49,7 @@ study: env  ## the comparison on small training sets, with all its parts (2 hour
 	$(BIN)/entropy-optax study --part headroom
 	$(BIN)/entropy-optax study --part ablation
 	$(BIN)/entropy-optax study --part transfer
+	$(BIN)/entropy-optax study --part repetition
 	$(BIN)/entropy-optax study --part stability
 	$(BIN)/entropy-optax report
 

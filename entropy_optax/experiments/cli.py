@@ -106,7 +106,9 @@ class Study:
     seeds; the others start from what it chose.
     """
 
-    part: Literal["compare", "headroom", "ablation", "transfer", "stability"]
+    part: Literal[
+        "compare", "headroom", "ablation", "transfer", "repetition", "stability"
+    ]
     """What to run."""
     scenario: tuple[str, ...] = ()
     """Training sets, by default all of `compare` and the main ones of the others."""

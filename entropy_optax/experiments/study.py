@@ -9,6 +9,7 @@ from entropy_optax.experiments import (
     ablation,
     flat_minima,
     headroom,
+    repetition,
     stability,
     transfer,
 )
@@ -16,8 +17,20 @@ from entropy_optax.experiments import (
 _SCENARIOS = {
     "compare": tuple(flat_minima.SCENARIOS),
     "headroom": ("1000", "wrong40"),
-    "ablation": ("1000", "wrong20", "wrong40"),
+    "ablation": ("1000", "wrong20", "wrong40", "wrong20_nodecay"),
     "transfer": ("wrong40",),
+    "repetition": (
+        *("wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
+        "1000",
+    ),
+}
+
+
+_MEASURES = {
+    "headroom": headroom.measure,
+    "ablation": ablation.measure,
+    "transfer": transfer.measure,
+    "repetition": repetition.measure,
 }
 
 
@@ -31,7 +44,8 @@ def run(
     """Runs one part.
 
     Args:
-      part: `"compare"`, `"headroom"`, `"ablation"`, `"transfer"` or `"stability"`.
+      part: `"compare"`, `"headroom"`, `"ablation"`, `"transfer"`, `"repetition"` or
+        `"stability"`.
       scenarios: names, the part's own if empty.
       out: folder of the study.
       command: to be quoted in the records' pages.
@@ -49,12 +63,8 @@ def run(
         for scenario in scenarios or _SCENARIOS[part]:
             if part == "compare":
                 flat_minima.compare(scenario, out, command, console)
-            elif part == "headroom":
-                headroom.measure(scenario, out, console)
-            elif part == "transfer":
-                transfer.measure(scenario, out, console)
             else:
-                ablation.measure(scenario, out, console)
+                _MEASURES[part](scenario, out, console)
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on; what is found is kept.")
         return 130

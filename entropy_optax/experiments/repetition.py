@@ -1,0 +1,98 @@
+"""The tuned settings again, on training images, wrong labels and seeds not used before.
+
+The other parts differ in starts and orders of batches alone, on the training set that
+the settings were tuned on.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from entropy_optax.experiments import report
+from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.grid import with_fields
+from entropy_optax.experiments.memo import Memo
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.runs import Member, last_test_errors
+from entropy_optax.experiments.settings import Settings, SettingsError
+from entropy_optax.experiments.tasks import make_task
+
+SEEDS = tuple(range(500, 504))
+# Where Entropy-SGD runs as tuned on fewer wrong labels, too.
+ELSEWHERE = {"wrong40": "wrong20", "wrong40_nodecay": "wrong20_nodecay"}
+
+
+def contenders(scenario: str, out: pathlib.Path) -> list[tuple[str, str, bool, Any]]:
+    """What is run.
+
+    Args:
+      scenario: its name, tuned before, as is the other one in `ELSEWHERE`.
+      out: folder of the study.
+
+    Returns:
+      Method, scenario that it was tuned on, whether it has its pull, and settings:
+      every method, and Entropy-SGD without its pull and as tuned elsewhere.
+    """
+    own = tuned(scenario, out)
+    found: list[tuple[str, str, bool, Any]] = [
+        (name, scenario, True, own) for name in METHODS
+    ]
+    name = "entropy_sgd"
+    found.append((name, scenario, False, with_fields(own, name, {"pull": 0.0})))
+    if other := ELSEWHERE.get(scenario):
+        moved = dataclasses.replace(own, entropy_sgd=tuned(other, out).entropy_sgd)
+        without = with_fields(moved, name, {"pull": 0.0})
+        found += [(name, other, True, moved), (name, other, False, without)]
+    return found
+
+
+def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
+    """Runs all contenders on every training set but the first; resumable.
+
+    Args:
+      scenario: its name, tuned before.
+      out: folder of the study.
+      console: where progress goes.
+
+    Raises:
+      SettingsError: if there are fewer than five other training sets of that size.
+    """
+    settings = tuned(scenario, out)
+    task = make_task(dataclasses.replace(settings, num_train=None))
+    count = len(task.data[1])
+    size = settings.num_train or count
+    # The first is that of `compare`.
+    starts = range(size, count - size + 1, size)
+    if len(starts) < 5:
+        raise SettingsError(
+            f"--scenario: got {scenario}, of whose training sets {settings.data} has"
+            f" {len(starts)} more, wanted 5 or more"
+        )
+    sets = [tuple(leaf[i : i + size] for leaf in task.data) for i in starts]
+    experiment = Experiment(settings, task)
+    tried = contenders(scenario, out)
+    memo = Memo(out / scenario / "repetition.part", (tried, SEEDS, size))
+
+    def errors(method: str, own: Settings) -> list[list[float]]:
+        members, found = [Member(seed, own) for seed in SEEDS], []
+        for data in sets:
+            task.data = data
+            found.append(last_test_errors(experiment.run_together(method, members)))
+        return found
+
+    rows = []
+    for method, place, pull, own in tried:
+        name = f"{method} of {place}, pull {pull}"
+        found = memo(name, lambda method=method, own=own: errors(method, own))
+        rows.append(
+            {"method": method, "tuned_on": place, "pull": pull, "test_error": found}
+        )
+        means = report.estimate(np.mean(found, axis=1).tolist())
+        console.print(f"{scenario}: {name}: {means} %")
+    content = {"scenario": scenario, "settings": settings, "seeds": SEEDS}
+    content |= {"num_sets": len(sets), "rows": rows}
+    write_json(out / scenario / "repetition.json", content)
+    memo.remove()
