@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "stability": results_tables.stability,
     "ablation": results_tables.ablation,
     "transfer": results_summary.transfer,
+    "repetition": results_summary.repetition,
 }
 
 
@@ -130,6 +131,7 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         ("headroom", "headroom"),
         ("ablation", "ablation"),
         ("transfer", "transfer"),
+        ("repetition", "repetition"),
     ):
         own = {
             scenario: json.loads((study / scenario / f"{file}.json").read_text())

@@ -128,6 +128,55 @@ def transfer(records: dict[str, Record]) -> str:
     return "\n\n".join(parts)
 
 
+def repetition(records: dict[str, Record]) -> str:
+    """Methods as tuned, on other training sets.
+
+    Args:
+      records: scenario to `repetition.json`.
+
+    Returns:
+      One table for each scenario, with the paired differences over training sets;
+      those from methods as tuned on the scenario are adjusted, column by column.
+    """
+    parts = []
+    for name, record in records.items():
+        means = {
+            (row["method"], row["tuned_on"], row["pull"]): np.mean(
+                row["test_error"], axis=1
+            )
+            for row in record["rows"]
+        }
+        ours = [key for key in means if key[0] == "entropy_sgd" and key[2]]
+        columns = []
+        for key in ours:
+            found = {k: paired_bootstrap(means[key], means[k]) for k in means}
+            family = [k for k in means if k[1:] == (name, True) and k != key]
+            adjusted = dict(
+                zip(family, holm([found[k].p_value for k in family]), strict=True)
+            )
+            column = {k: f"{difference(c)}, not adjusted" for k, c in found.items()}
+            for k, p in adjusted.items():
+                cell = f"{difference(found[k])} {p_value(p)}"
+                column[k] = f"**{cell}**" if p < 0.05 else cell
+            columns.append(column | {key: "-"})
+        rows = []
+        for method, place, pull in means:
+            label = LABELS[method] + (f" as tuned on {place}" if place != name else "")
+            values = means[method, place, pull].tolist()
+            cells = [column[method, place, pull] for column in columns]
+            label += "" if pull else ", without its pull"
+            rows.append([label, mean_and_error(values, 2), *cells])
+        header = [
+            "Entropy-SGD minus it" if place == name else f"as tuned on {place} minus it"
+            for _, place, _ in ours
+        ]
+        parts.append(markdown([name, "test error %", *header], rows))
+    count = {record["num_sets"] for record in records.values()}
+    return "\n\n".join(parts) + (
+        f"\n\nMean ± standard error over {min(count)} training sets, four seeds each."
+    )
+
+
 def _most(table1: Sequence[Record]) -> list[Record]:
     kept = []
     tuned = [run for run in table1 if run["which"] == "tuned"]

@@ -180,6 +180,35 @@ def transfer_record():
 
 
 TRANSFER = {"wrong40": transfer_record()}
+
+
+def repetition_record():
+    """Ours loses to SGD by 1; as tuned elsewhere it wins by 2, without the pull too."""
+    noise = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    other = noise[[1, 0, 3, 2, 5, 4, 6]]
+    rows = [
+        ("sgd", "wrong40", True, 5 + other),
+        ("entropy_sgd", "wrong40", True, 6 + noise),
+        ("entropy_sgd", "wrong40", False, 6.1 + other),
+        ("entropy_sgd", "wrong20", True, 3 + noise),
+        ("entropy_sgd", "wrong20", False, 3 + other),
+    ]
+    seeds = np.array([-0.3, -0.1, 0.1, 0.3])
+    return {
+        "num_sets": 7,
+        "rows": [
+            {
+                "method": method,
+                "tuned_on": place,
+                "pull": pull,
+                "test_error": (means[:, None] + seeds).tolist(),
+            }
+            for method, place, pull, means in rows
+        ],
+    }
+
+
+REPETITION = {"wrong40": repetition_record()}
 FOUND = {
     "summary": {"table1": TABLE1, "flat_minima": COMPARE},
     "table1": TABLE1,
@@ -189,6 +218,7 @@ FOUND = {
     "stability": STABILITY,
     "ablation": ABLATION,
     "transfer": TRANSFER,
+    "repetition": REPETITION,
 }
 
 
@@ -365,6 +395,33 @@ def test_transfer():
     assert without[3].startswith("-0.50 [")
 
 
+def test_repetition():
+    table = results_summary.repetition(REPETITION)
+    assert cells(table, "wrong40")[2:] == [
+        *("Entropy-SGD minus it", "as tuned on wrong20 minus it")
+    ]
+    # The standard error is over training sets: sqrt(.28 / 6 / 7).
+    sgd = cells(table, "SGD-Nesterov")
+    assert sgd[1] == "5.30 ± 0.08"
+    assert re.fullmatch(r"\*\*\+1\.00 \[\+0\.9\d, \+1\.\d\d\] p \S+\*\*", sgd[2])
+    # In the second column SGD and ours as tuned here are a family of two.
+    rows = REPETITION["wrong40"]["rows"]
+    means = [np.mean(row["test_error"], axis=1) for row in rows]
+    alone = [paired_bootstrap(means[3], means[i]).p_value for i in (0, 1)]
+    assert holm(alone) != alone
+    ours = cells(table, "Entropy-SGD")
+    assert ours[1:3] == ["6.30 ± 0.08", "-"]
+    for row, p in zip((sgd, ours), holm(alone), strict=True):
+        assert row[3].endswith(f"{p_value(p)}**")
+    assert cells(table, "Entropy-SGD, without its pull")[2].endswith("not adjusted")
+    moved = cells(table, "Entropy-SGD as tuned on wrong20")
+    assert moved[2].startswith("+3.00 [")
+    assert moved[3] == "-"
+    last = cells(table, "Entropy-SGD as tuned on wrong20, without its pull")
+    assert re.fullmatch(r"[+-]0\.00 \[-\S+, \+\S+\], not adjusted", last[3])
+    assert "over 7 training sets" in table
+
+
 @pytest.mark.parametrize("name", list(results_page.TABLES))
 def test_with_tables_replaces_between_the_marks_alone(name):
     page = MARKED.format(name) + MARKED.format("elsewhere")
@@ -394,6 +451,7 @@ def filled(tmp_path):
         ("headroom", HEADROOM),
         ("ablation", ABLATION),
         ("transfer", TRANSFER),
+        ("repetition", REPETITION),
     ):
         for scenario, record in per_scenario.items():
             (study / scenario).mkdir(parents=True, exist_ok=True)
@@ -408,7 +466,7 @@ def test_report_end_to_end(filled, tmp_path, capsys):
     assert results_page.records(filled) == FOUND
     command = ["report", "--results", str(filled), "--runs", str(tmp_path / "none")]
     assert main(command) == 0
-    assert "0 new runs of table1; 8 tables and 6 figures" in capsys.readouterr().out
+    assert "0 new runs of table1; 9 tables and 6 figures" in capsys.readouterr().out
     page = (filled / "README.md").read_text()
     assert "\nSTALE\n" not in page
     assert all(results_page.TABLES[n](r) in page for n, r in FOUND.items())

@@ -16,6 +16,7 @@ from entropy_optax.experiments import (
     headroom,
     image_task,
     models,
+    repetition,
     report,
     runner,
     stability,
@@ -82,7 +83,7 @@ def world(make_tiny, tmp_path_factory):
         patch.setattr(flat_minima, "SCENARIOS", {"tiny": TINY, "500": TINY})
         for module in (runner, ablation, stability):
             patch.setattr(module, "compile_step", once)
-        for module in (flat_minima, headroom, transfer):
+        for module in (flat_minima, headroom, repetition, transfer):
             patch.setattr(module, "METHODS", FEW)
         patch.setattr(flat_minima, "FIRST_BUDGET", 2)
         patch.setattr(flat_minima, "LAST_BUDGET", 2)
@@ -237,6 +238,65 @@ def test_transfer_end_to_end(compared, world, tmp_path, monkeypatch):
     assert rows[0]["test_error"] == rows[1]["test_error"]
     other = dataclasses.replace(own, **changes)
     assert ran[2:] == [own, other, dataclasses.replace(other, pull=0.0)]
+
+
+def test_repetition_end_to_end(compared, world, tmp_path, monkeypatch):
+    record = read(compared / "tiny" / "compare.json")
+    record["settings"]["num_train"] = 8
+    record["settings"]["entropy_sgd"]["pull"] = 0.1
+    changes = {"weight_decay": 0.03, "pull": 1.0}
+    for scenario, own in (("tiny", {}), ("500", changes)):
+        record["settings"]["entropy_sgd"] |= own
+        (tmp_path / scenario).mkdir()
+        (tmp_path / scenario / "compare.json").write_text(json.dumps(record))
+    monkeypatch.setattr(repetition, "ELSEWHERE", {"tiny": "500"})
+    own, other = (flat_minima.tuned(n, tmp_path).entropy_sgd for n in ("tiny", "500"))
+    ran, run_together = [], Experiment.run_together
+
+    def spy(self, name, members, **options):
+        assert [member.seed for member in members] == list(range(500, 504))
+        assert all(member.settings is members[0].settings for member in members)
+        ran.append((getattr(members[0].settings, name), self.task.data))
+        return run_together(self, name, members, **options)
+
+    monkeypatch.setattr(Experiment, "run_together", spy)
+    assert study.run("repetition", ["tiny"], tmp_path, "it", quiet()) == 0
+    found = read(tmp_path / "tiny" / "repetition.json")
+    assert [(r["method"], r["tuned_on"], r["pull"]) for r in found["rows"]] == [
+        ("sgd", "tiny", True),
+        ("entropy_sgd", "tiny", True),
+        ("entropy_sgd", "tiny", False),
+        ("entropy_sgd", "500", True),
+        ("entropy_sgd", "500", False),
+    ]
+    # Every row on the same five sets of eight images, which are all but the first.
+    assert found["num_sets"] == 5
+    assert all(np.shape(row["test_error"]) == (5, 4) for row in found["rows"])
+    base = dataclasses.replace(flat_minima.base_settings("tiny"), num_train=None)
+    images, labels = make_task(base).data
+    for i in range(5):
+        for _, data in ran[i::5]:
+            np.testing.assert_array_equal(data[0], images[8 * i + 8 : 8 * i + 16])
+            np.testing.assert_array_equal(data[1], labels[8 * i + 8 : 8 * i + 16])
+    replace = dataclasses.replace
+    assert [group for group, _ in ran[5::5]] == [
+        own,
+        replace(own, pull=0.0),
+        other,
+        replace(other, pull=0.0),
+    ]
+    errors = {tuple(map(tuple, row["test_error"])) for row in found["rows"]}
+    assert len(errors) > 2
+
+
+def test_repetition_wants_other_training_sets(compared, world, tmp_path):
+    record = read(compared / "tiny" / "compare.json")
+    (tmp_path / "tiny").mkdir()
+    for size, left in ((None, 0), (12, 3)):
+        record["settings"]["num_train"] = size
+        (tmp_path / "tiny" / "compare.json").write_text(json.dumps(record))
+        with pytest.raises(SettingsError, match=f"tiny has {left} more, wanted 5"):
+            repetition.measure("tiny", tmp_path, quiet())
 
 
 @pytest.mark.parametrize("part", ["headroom", "ablation", "transfer", "stability"])
