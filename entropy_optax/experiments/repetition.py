@@ -1,4 +1,4 @@
-"""The tuned settings again, on training images, wrong labels and seeds not used before.
+"""The tuned settings again, on other training sets and with other seeds.
 
 The other parts differ in starts and orders of batches alone, on the training set that
 the settings were tuned on.
@@ -8,10 +8,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from entropy_optax.experiments import report
+from entropy_optax.experiments._variants import mislabel
 from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.memo import Memo
@@ -20,6 +22,7 @@ from entropy_optax.experiments.runs import Member, last_test_errors
 from entropy_optax.experiments.settings import Settings, SettingsError
 from entropy_optax.experiments.tasks import make_task
 
+# Of the first set; every set has its own, so that the sets are independent.
 SEEDS = tuple(range(500, 504))
 # Where Entropy-SGD runs as tuned on fewer wrong labels, too.
 ELSEWHERE = {"wrong40": "wrong20", "wrong40_nodecay": "wrong20_nodecay"}
@@ -61,24 +64,30 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
       SettingsError: if there are fewer than five other training sets of that size.
     """
     settings = tuned(scenario, out)
-    task = make_task(dataclasses.replace(settings, num_train=None))
-    count = len(task.data[1])
-    size = settings.num_train or count
-    # The first is that of `compare`.
-    starts = range(size, count - size + 1, size)
+    whole = dataclasses.replace(settings, num_train=None, label_noise=0.0)
+    task = make_task(whole)
+    images, labels = task.data
+    size = settings.num_train or len(labels)
+    # The first images are those of `compare`.
+    starts = range(size, len(labels) - size + 1, size)
     if len(starts) < 5:
         raise SettingsError(
             f"--scenario: got {scenario}, of whose training sets {settings.data} has"
             f" {len(starts)} more, wanted 5 or more"
         )
-    sets = [tuple(leaf[i : i + size] for leaf in task.data) for i in starts]
+    noise, classes = settings.label_noise, int(labels.max()) + 1
+    noisy = lambda own: jnp.asarray(mislabel(np.asarray(own), noise, classes))
+    sets = [(images[i : i + size], noisy(labels[i : i + size])) for i in starts]
     experiment = Experiment(settings, task)
     tried = contenders(scenario, out)
     memo = Memo(out / scenario / "repetition.part", (tried, SEEDS, size))
 
     def errors(method: str, own: Settings) -> list[list[float]]:
-        members, found = [Member(seed, own) for seed in SEEDS], []
-        for data in sets:
+        found = []
+        for i, data in enumerate(sets):
+            members = [Member(seed + len(SEEDS) * i, own) for seed in SEEDS]
+            # One compiled step serves all sets. The study's network has no BatchNorm,
+            # whose statistics would still come from the task's first data.
             task.data = data
             found.append(last_test_errors(experiment.run_together(method, members)))
         return found
