@@ -82,7 +82,15 @@ class Table1:
     command. The test set is read once, at the end.
     """
 
-    row: Literal["mnistfc", "mnistfc_bn", "lenet", "allcnn", "word_lstm", "char_lstm"]
+    row: Literal[
+        "mnistfc",
+        "mnistfc_torch",
+        "mnistfc_bn",
+        "lenet",
+        "allcnn",
+        "word_lstm",
+        "char_lstm",
+    ]
     """Network and data set."""
     optimizer: OptimizerName = "entropy_sgd"
     """Optimizer to train with."""

@@ -5,6 +5,7 @@ there, chosen on the validation images, and then ten fresh seeds.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import report, tune_report
 from entropy_optax.experiments.grid import Grid, with_fields
+from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, Run
 from entropy_optax.experiments.settings import (
@@ -218,9 +220,6 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
       console: where progress goes.
     """
     folder = out / scenario
-    if (folder / "compare.json").exists():
-        console.print(f"{scenario}: done before, {folder / 'compare.json'}")
-        return
     settings = base_settings(scenario)
     experiment = Experiment(settings, make_task(settings))
     budget = FIRST_BUDGET
@@ -242,11 +241,13 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
         chosen = with_fields(chosen, name, best["hyperparameters"])
         if found := tune_report.edges(grid, name, best):
             edges[name] = found
+    memo = Memo(folder / "compare.part", chosen)
+    members = [Member(seed, chosen) for seed in SEEDS]
+    finish = lambda name: [_short(r) for r in experiment.run_together(name, members)]
     runs = {}
     for name in METHODS:
-        members = [Member(seed, chosen) for seed in SEEDS]
-        runs[name] = experiment.run_together(name, members)
-        errors = report.estimate([run.test_last.error for run in runs[name]])
+        runs[name] = memo(name, functools.partial(finish, name))
+        errors = report.estimate([run["test_error"] for run in runs[name]])
         console.print(f"{scenario}: {name} test error {errors} %")
     content = {
         "scenario": scenario,
@@ -254,9 +255,10 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
         "budget": budget,
         "unsettled": left,
         "on_edge": edges,
-        "runs": {name: [_short(run) for run in group] for name, group in runs.items()},
+        "runs": runs,
     }
     write_json(folder / "compare.json", content)
+    memo.remove()
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from entropy_optax.experiments import report
+from entropy_optax.experiments.settings import SettingsError
 
 
 class Memo:
@@ -13,17 +14,23 @@ class Memo:
 
     Args:
       path: of the file.
-      basis: whatever all results rest on; a file that was made on another is ignored.
+      basis: whatever all results rest on, besides the versions of the packages.
+
+    Raises:
+      SettingsError: if the file was made on another basis.
     """
 
     def __init__(self, path: pathlib.Path, basis: Any):
         self._path = path
-        self._basis = report.to_json(basis)
+        self._basis = report.to_json([report.versions(), basis])
         self._results: dict[str, Any] = {}
         if path.exists():
             content = json.loads(path.read_text())
-            if content["basis"] == self._basis:
-                self._results = content["results"]
+            if content["basis"] != self._basis:
+                raise SettingsError(
+                    f"{path}: holds results of other settings or versions, remove it"
+                )
+            self._results = content["results"]
 
     def __call__(self, name: str, find: Callable[[], Any]) -> Any:
         """Returns the kept result, or finds it and keeps it.

@@ -6,9 +6,11 @@ In training they need a `"dropout"` key; with BatchNorm they update `"batch_stat
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
 
@@ -20,14 +22,17 @@ class MnistFC(nn.Module):
       num_classes: number of outputs.
       features: width of each hidden layer, in units.
       dropout_rate: share of hidden units dropped in training (0.15 in the paper).
-      batch_norm: whether BatchNorm follows each ReLU, as in the code that made the
-        paper's table; the paper's text has none.
+      batch_norm: whether BatchNorm follows each ReLU, as in the released code since
+        May 2017; its first release and the paper's text have none.
+      torch_init: whether weights and biases start as Torch's, which the paper used:
+        uniform below 1 / sqrt(fan-in), a third of the variance of Flax's weights.
     """
 
     num_classes: int = 10
     features: tuple[int, ...] = (1024, 1024)
     dropout_rate: float = 0.15
     batch_norm: bool = False
+    torch_init: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -42,11 +47,20 @@ class MnistFC(nn.Module):
         """
         x = images.reshape(images.shape[0], -1)
         for features in self.features:
-            x = nn.relu(nn.Dense(features)(x))
+            x = nn.relu(self._dense(features, x.shape[-1])(x))
             if self.batch_norm:
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return self._dense(self.num_classes, x.shape[-1])(x)
+
+    def _dense(self, features: int, fan_in: int) -> nn.Dense:
+        if not self.torch_init:
+            return nn.Dense(features)
+
+        def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / fan_in**0.5
+
+        return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
 
 
 class LeNet(nn.Module):
@@ -149,6 +163,7 @@ class AllCNN(nn.Module):
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnistfc": MnistFC,
     "mnistfc_bn": partial(MnistFC, batch_norm=True),
+    "mnistfc_torch": partial(MnistFC, torch_init=True),
     "lenet": LeNet,
     "allcnn": AllCNN,
     # Small enough for studies of many runs.

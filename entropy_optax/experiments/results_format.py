@@ -1,13 +1,13 @@
 """How the page of results writes numbers and tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from entropy_optax.experiments.report import LABELS, estimate
-from entropy_optax.experiments.statistics import Comparison
+from entropy_optax.experiments.statistics import Comparison, holm, paired_bootstrap
 
 
 def floats(values: Sequence[float | None]) -> list[float]:
@@ -87,6 +87,28 @@ def p_value(value: float) -> str:
       For example `p .012` or `p < .001`.
     """
     return "p < .001" if value < 1e-3 else f"p {value:.3f}".replace("0.", ".")
+
+
+def against(
+    ours: Sequence[float], rivals: Mapping[Any, Sequence[float]]
+) -> dict[Any, str]:
+    """Compares with several rivals, paired.
+
+    Args:
+      ours: one value for each pair.
+      rivals: theirs, in the same order of pairs.
+
+    Returns:
+      For each rival the difference with its interval and its p-value, adjusted over
+      them by Holm's method; bold where that is below .05.
+    """
+    found = {name: paired_bootstrap(ours, values) for name, values in rivals.items()}
+    adjusted = holm([c.p_value for c in found.values()])
+    cells = {}
+    for (name, c), p in zip(found.items(), adjusted, strict=True):
+        cell = f"{difference(c)} {p_value(p)}"
+        cells[name] = f"**{cell}**" if p < 0.05 else cell
+    return cells
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

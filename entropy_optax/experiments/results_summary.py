@@ -1,7 +1,6 @@
 """Tables over several comparisons, from the records alone."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +8,14 @@ import numpy as np
 
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
+    against,
     difference,
     floats,
     lost_above,
     markdown,
     mean_and_error,
-    p_value,
 )
-from entropy_optax.experiments.statistics import holm, paired_bootstrap
+from entropy_optax.experiments.statistics import paired_bootstrap
 from entropy_optax.experiments.transfer import SOURCE
 
 Record = dict[str, Any]
@@ -26,15 +25,15 @@ def summary(table1: Sequence[Record], flat_minima: dict[str, Record]) -> str:
     """One column for each system or scenario, one line for each optimizer.
 
     Args:
-      table1: of `runs.json`; of each system the runs at tuned settings count, and
-        those of the number of gradients that most of them have.
+      table1: of `runs.json`; those at tuned settings count, with the least number of
+        gradients that ours has been given on the system.
       flat_minima: scenario to `compare.json`.
 
     Returns:
       The table; the lowest mean of each column is bold, single runs apart.
     """
     columns: dict[str, dict[str, list[float]]] = {}
-    for run in _most(table1):
+    for run in _compared(table1):
         text = run["row"].endswith("lstm")
         column = columns.setdefault(_header(run, text), {})
         value = run["run"]["test_last"]["loss" if text else "error"]
@@ -98,19 +97,12 @@ def transfer(records: dict[str, Record]) -> str:
         }
         methods = dict.fromkeys(method for method, _, _ in errors)
         ours = errors["entropy_sgd", True, SOURCE]
-        found = [paired_bootstrap(ours, errors[m, True, name]) for m in methods]
-        adjusted = holm([c.p_value for c in found])
+        cells = against(ours, {m: errors[m, True, name] for m in methods})
         rows = []
-        for method, c, p in zip(methods, found, adjusted, strict=True):
-            cell = f"{difference(c)} {p_value(p)}"
+        for method in methods:
             places = (errors[method, True, place] for place in (name, SOURCE))
-            rows.append(
-                [
-                    LABELS[method],
-                    *(mean_and_error(values, 2) for values in places),
-                    f"**{cell}**" if p < 0.05 else cell,
-                ]
-            )
+            values = (mean_and_error(own, 2) for own in places)
+            rows.append([LABELS[method], *values, cells[method]])
         c = paired_bootstrap(ours, errors["entropy_sgd", False, SOURCE])
         rows.append(
             [
@@ -143,48 +135,53 @@ def repetition(records: dict[str, Record]) -> str:
         means = {
             (row["method"], row["tuned_on"], row["pull"]): np.mean(
                 row["test_error"], axis=1
-            )
+            ).tolist()
             for row in record["rows"]
         }
-        ours = [key for key in means if key[0] == "entropy_sgd" and key[2]]
-        columns = []
-        for key in ours:
-            found = {k: paired_bootstrap(means[key], means[k]) for k in means}
-            family = [k for k in means if k[1:] == (name, True) and k != key]
-            adjusted = dict(
-                zip(family, holm([found[k].p_value for k in family]), strict=True)
+        header, columns = [name, "test error %"], []
+        for key in means:
+            method, place, pull = key
+            if method != "entropy_sgd" or not pull:
+                continue
+            family = {k: v for k, v in means.items() if k[1:] == (name, True)}
+            family.pop(key, None)
+            rest = {k: paired_bootstrap(means[key], v) for k, v in means.items()}
+            columns.append(
+                {k: f"{difference(c)}, not adjusted" for k, c in rest.items()}
+                | against(means[key], family)
+                | {key: "-"}
             )
-            column = {k: f"{difference(c)}, not adjusted" for k, c in found.items()}
-            for k, p in adjusted.items():
-                cell = f"{difference(found[k])} {p_value(p)}"
-                column[k] = f"**{cell}**" if p < 0.05 else cell
-            columns.append(column | {key: "-"})
-        rows = []
-        for method, place, pull in means:
-            label = LABELS[method] + (f" as tuned on {place}" if place != name else "")
-            values = means[method, place, pull].tolist()
-            cells = [column[method, place, pull] for column in columns]
-            label += "" if pull else ", without its pull"
-            rows.append([label, mean_and_error(values, 2), *cells])
-        header = [
-            "Entropy-SGD minus it" if place == name else f"as tuned on {place} minus it"
-            for _, place, _ in ours
+            header.append(f"Entropy-SGD{_as_tuned(place, name)} minus it")
+        rows = [
+            [
+                LABELS[key[0]]
+                + _as_tuned(key[1], name)
+                + ("" if key[2] else ", without its pull"),
+                mean_and_error(values, 2),
+                *(column[key] for column in columns),
+            ]
+            for key, values in means.items()
         ]
-        parts.append(markdown([name, "test error %", *header], rows))
-    count = {record["num_sets"] for record in records.values()}
-    return "\n\n".join(parts) + (
-        f"\n\nMean ± standard error over {min(count)} training sets, four seeds each."
-    )
+        parts.append(
+            f"{markdown(header, rows)}\n\nMean ± standard error over"
+            f" {record['num_sets']} training sets, {len(record['seeds'])} seeds each;"
+            " p-values by Holm's method over a column."
+        )
+    return "\n\n".join(parts)
 
 
-def _most(table1: Sequence[Record]) -> list[Record]:
-    kept = []
+def _as_tuned(place: str, name: str) -> str:
+    return "" if place == name else f" as tuned on {place}"
+
+
+def _compared(table1: Sequence[Record]) -> list[Record]:
     tuned = [run for run in table1 if run["which"] == "tuned"]
-    for row in dict.fromkeys(run["row"] for run in tuned):
-        own = [run for run in tuned if run["row"] == row]
-        most = statistics.mode(sorted(run["gradients"] for run in own))
-        kept += [run for run in own if run["gradients"] == most]
-    return kept
+    budgets: dict[str, int] = {}
+    for run in tuned:
+        if run["optimizer"].startswith("entropy"):
+            most = budgets.get(run["row"], run["gradients"])
+            budgets[run["row"]] = min(most, run["gradients"])
+    return [run for run in tuned if run["gradients"] == budgets.get(run["row"])]
 
 
 def _header(run: Record, text: bool) -> str:

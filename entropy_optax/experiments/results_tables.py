@@ -7,17 +7,17 @@ import numpy as np
 
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
+    against,
     contender_label,
     difference,
     floats,
     lost_above,
     markdown,
     mean_and_error,
-    p_value,
     race,
 )
 from entropy_optax.experiments.stability import FIXED_RATE, at_matched_loss
-from entropy_optax.experiments.statistics import holm, paired_bootstrap
+from entropy_optax.experiments.statistics import paired_bootstrap
 from entropy_optax.experiments.table1 import ROWS
 
 Record = dict[str, Any]
@@ -141,24 +141,12 @@ def comparisons(records: dict[str, Record]) -> str:
     Returns:
       Differences with 95 % intervals and adjusted p-values; bold where it is below .05.
     """
-    columns = {}
-    for name, record in records.items():
-        rivals = [m for m in record["runs"] if m != "entropy_sgd"]
-        ours = _errors(record, "entropy_sgd")
-        found = [paired_bootstrap(ours, _errors(record, m)) for m in rivals]
-        adjusted = holm([c.p_value for c in found])
-        columns[name] = dict(
-            zip(rivals, zip(found, adjusted, strict=True), strict=True)
-        )
-    rivals = list(next(iter(columns.values())))
-    rows = []
-    for rival in rivals:
-        cells = []
-        for column in columns.values():
-            c, p = column[rival]
-            cell = f"{difference(c)} {p_value(p)}"
-            cells.append(f"**{cell}**" if p < 0.05 else cell)
-        rows.append([LABELS[rival], *cells])
+    columns = []
+    for record in records.values():
+        errors = {method: _errors(record, method) for method in record["runs"]}
+        ours = errors.pop("entropy_sgd")
+        columns.append(against(ours, errors))
+    rows = [[LABELS[m], *(column[m] for column in columns)] for m in columns[0]]
     return markdown(["Entropy-SGD minus", *records], rows)
 
 

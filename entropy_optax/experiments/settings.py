@@ -21,8 +21,9 @@ from entropy_optax.experiments.hyperparameters import (
 PRESETS = pathlib.Path(__file__).parent / "presets"
 
 ModelName = Literal[
-    "mnistfc", "mnistfc_bn", "lenet", "allcnn", "mlp", "char_lstm", "word_lstm"
-]
+    "mnistfc", "mnistfc_torch", "mnistfc_bn", "mlp", "lenet", "allcnn", "char_lstm",
+    "word_lstm"
+]  # fmt: skip
 RateShape = Literal["cosine", "step", "constant"]
 _help = lambda text: tyro.conf.arg(help=text)
 
@@ -36,14 +37,13 @@ class Settings:
     """Everything that determines an experiment's numbers."""
 
     model: ModelName = "lenet"
-    """The paper's networks; mnistfc_bn has BatchNorm, mlp 100 hidden units."""
+    """The paper's networks; mnistfc_* are variants, mlp has 100 hidden units."""
     data: Annotated[
         str,
         _help(
-            "Images: mnist-10k (shipped), mnist, cifar10, or a folder of idx "
-            "files. Text: warpeace, warpeace-words, or a folder of train.txt, "
-            "valid.txt and test.txt. All but the first are looked for in the "
-            "folder that the environment variable ENTROPY_OPTAX_DATA names."
+            "Images: mnist-10k (shipped), mnist, cifar10, or a folder of idx files. "
+            "Text: warpeace, warpeace-words, or a folder of train.txt, valid.txt and "
+            "test.txt. All but the first lie in the folder $ENTROPY_OPTAX_DATA."
         ),
     ] = "mnist-10k"
     num_train: int | None = None

@@ -19,18 +19,14 @@ _SCENARIOS = {
     "headroom": ("1000", "wrong40"),
     "ablation": ("1000", "wrong20", "wrong40", "wrong20_nodecay"),
     "transfer": ("wrong40",),
-    "repetition": (
-        *("wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
-        "1000",
-    ),
+    "repetition": ("1000", "wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
 }
-
-
 _MEASURES = {
     "headroom": headroom.measure,
     "ablation": ablation.measure,
     "transfer": transfer.measure,
     "repetition": repetition.measure,
+    "stability": lambda scenario, out, console: stability.measure(out, console),
 }
 
 
@@ -58,10 +54,12 @@ def run(
         flat_minima.base_settings(scenario)  # refuses unknown names before any work
     try:
         if part == "stability":
-            stability.measure(out, console)
-            return 0
+            scenarios = [""]  # it has a training set of its own
         for scenario in scenarios or _SCENARIOS[part]:
-            if part == "compare":
+            record = out / scenario / f"{part}.json"
+            if record.exists():
+                console.print(f"Done before: {record}", soft_wrap=True, highlight=False)
+            elif part == "compare":
                 flat_minima.compare(scenario, out, command, console)
             else:
                 _MEASURES[part](scenario, out, console)

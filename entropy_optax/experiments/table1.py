@@ -26,7 +26,10 @@ from entropy_optax.experiments.settings import (
 )
 from entropy_optax.experiments.tasks import make_task
 
-ROWS = ("mnistfc", "mnistfc_bn", "lenet", "allcnn", "word_lstm", "char_lstm")
+ROWS = (
+    *("mnistfc", "mnistfc_torch", "mnistfc_bn"),
+    *("lenet", "allcnn", "word_lstm", "char_lstm"),
+)
 
 
 def settings_of(

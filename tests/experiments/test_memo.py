@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from entropy_optax.experiments import report
 from entropy_optax.experiments.memo import Memo
+from entropy_optax.experiments.settings import SettingsError
 
 
 def test_results_are_kept_exactly(tmp_path):
@@ -25,11 +27,17 @@ def test_results_are_kept_exactly(tmp_path):
     again.remove()  # nothing was kept
 
 
-def test_results_on_another_basis_are_not_taken(tmp_path):
+def test_results_on_another_basis_are_not_taken(tmp_path, monkeypatch):
     path = tmp_path / "it.part"
     Memo(path, {"rate": (0.1, 0.2)})("name", lambda: 1)
-    assert Memo(path, {"rate": (0.1, 0.3)})("name", lambda: 2) == 2
-    assert Memo(path, {"rate": (0.1, 0.2)})("name", lambda: 3) == 3  # replaced by now
+    assert Memo(path, {"rate": (0.1, 0.2)})("name", lambda: 2) == 1
+    with pytest.raises(
+        SettingsError, match=r"it.part: holds results of other settings"
+    ):
+        Memo(path, {"rate": (0.1, 0.3)})
+    monkeypatch.setattr(report, "versions", lambda: {"jax": "0"})
+    with pytest.raises(SettingsError, match=r"or versions, remove it"):
+        Memo(path, {"rate": (0.1, 0.2)})
 
 
 def test_a_failure_keeps_what_was_before(tmp_path):

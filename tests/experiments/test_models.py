@@ -38,7 +38,7 @@ def test_mnistfc_with_batch_norm():
 
 
 def test_mnistfc_norms_what_the_relu_leaves():
-    # As in the code that made the paper's table: after the ReLU, not before it.
+    # As in the released Lua code: after the ReLU, not before it.
     model = MnistFC(3, features=(4,), dropout_rate=0.0, batch_norm=True)
     images = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
     variables = model.init(jax.random.key(1), images, train=False)
@@ -49,6 +49,21 @@ def test_mnistfc_norms_what_the_relu_leaves():
     normed = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
     expected = normed @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mnistfc_starts_as_torch_does():
+    variables = MODELS["mnistfc_torch"]().init(
+        jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False
+    )
+    assert count(variables["params"]) == 1_863_690
+    fans = {"Dense_0": 784, "Dense_1": 1024, "Dense_2": 1024}
+    for name, fan_in in fans.items():
+        for leaf in jax.tree.leaves(variables["params"][name]):
+            scaled = np.ravel(leaf) * np.sqrt(fan_in)
+            assert np.abs(scaled).max() <= 1
+            # The square of U[-1, 1] has mean 1/3 and deviation sqrt(4 / 45) = .298.
+            error = 4 * 0.298 / np.sqrt(scaled.size)
+            assert np.mean(scaled**2) == pytest.approx(1 / 3, abs=error)
 
 
 def test_lenet_parameters():

@@ -60,6 +60,7 @@ def table1_run(row, optimizer, seed, value, *, which="tuned", loss: Any = 0.5):
 
 TABLE1 = [
     table1_run("char_lstm", "adam", 0, 13.0),
+    table1_run("char_lstm", "entropy_adam", 0, 14.0),
     table1_run("mnistfc", "entropy_sgd", 1, 3.0, loss=None),
     table1_run("mnistfc", "entropy_sgd", 0, 2.0),
     table1_run("mnistfc", "sgd", 0, 1.0, loss=0.2),
@@ -196,6 +197,7 @@ def repetition_record():
     seeds = np.array([-0.3, -0.1, 0.1, 0.3])
     return {
         "num_sets": 7,
+        "seeds": [0, 1, 2, 3],
         "rows": [
             {
                 "method": method,
@@ -252,6 +254,7 @@ def test_table1():
         ["tuned", "SGD-Nesterov"],
         ["tuned", "Entropy-SGD"],
         ["tuned", "Adam"],
+        ["tuned", "Entropy-Adam"],
     ]
     # Mean 3 and 4, sample deviation sqrt(7), three seeds.
     sgd = cells(table, "mnistfc", "tuned", "7,800 (20)", "SGD-Nesterov")
@@ -261,7 +264,8 @@ def test_table1():
     entropy = cells(table, "mnistfc", "tuned", "7,800 (20)", "Entropy-SGD")
     assert entropy[4:] == ["2.50 ± 0.50", "3.50 ± 0.50", "nan", "2"]
     # Text by loss.
-    assert cells(table, "char_lstm", "tuned")[4:6] == ["1.300", "2.300"]
+    text = cells(table, "char_lstm", "tuned", "7,800 (20)", "Adam")
+    assert text[4:6] == ["1.300", "2.300"]
     assert cells(table, "lenet")[1] == "0.50 ± 0.01 %"
 
 
@@ -332,9 +336,11 @@ def test_summary():
     ]
     assert cells(table, "Entropy-SGD")[1:] == ["-", "**2.50 ± 0.50**", best, best]
     assert cells(table, "Adam")[1:] == ["1.300", "-", "-", "-"]
-    # Of another number of gradients there are fewer runs.
-    longer = table1_run("mnistfc", "sgd", 0, 0.1) | {"gradients": 9, "epochs": 30.0}
-    assert results_summary.summary([*TABLE1, longer], COMPARE) == table
+    # More gradients are another column, and that is where ours has not been.
+    more = {"gradients": 9000, "epochs": 30.0}
+    longer = [table1_run("mnistfc", m, 0, 0.1) | more for m in ("sgd", "entropy_sgd")]
+    alone = table1_run("lenet", "sgd", 0, 0.1)
+    assert results_summary.summary([*longer, alone, *TABLE1], COMPARE) == table
     # A single run that is lower does not take the mark away; a lost one is counted.
     record = compare_record()
     record["runs"]["sam"][0]["test_error"] = 88.0
@@ -398,7 +404,7 @@ def test_transfer():
 def test_repetition():
     table = results_summary.repetition(REPETITION)
     assert cells(table, "wrong40")[2:] == [
-        *("Entropy-SGD minus it", "as tuned on wrong20 minus it")
+        *("Entropy-SGD minus it", "Entropy-SGD as tuned on wrong20 minus it")
     ]
     # The standard error is over training sets: sqrt(.28 / 6 / 7).
     sgd = cells(table, "SGD-Nesterov")
@@ -419,7 +425,7 @@ def test_repetition():
     assert moved[3] == "-"
     last = cells(table, "Entropy-SGD as tuned on wrong20, without its pull")
     assert re.fullmatch(r"[+-]0\.00 \[-\S+, \+\S+\], not adjusted", last[3])
-    assert "over 7 training sets" in table
+    assert "over 7 training sets, 4 seeds each" in table
 
 
 @pytest.mark.parametrize("name", list(results_page.TABLES))

@@ -27,7 +27,7 @@ from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.image_task import minibatches
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.runs import Member
+from entropy_optax.experiments.runs import Member, last_test_errors
 from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.statistics import paired_bootstrap
 from entropy_optax.experiments.tasks import make_task
@@ -250,14 +250,15 @@ def test_repetition_end_to_end(compared, world, tmp_path, monkeypatch):
         (tmp_path / scenario).mkdir()
         (tmp_path / scenario / "compare.json").write_text(json.dumps(record))
     monkeypatch.setattr(repetition, "ELSEWHERE", {"tiny": "500"})
-    own, other = (flat_minima.tuned(n, tmp_path).entropy_sgd for n in ("tiny", "500"))
+    here, other = (flat_minima.tuned(n, tmp_path).entropy_sgd for n in ("tiny", "500"))
     ran, run_together = [], Experiment.run_together
 
     def spy(self, name, members, **options):
-        assert [member.seed for member in members] == list(range(500, 504))
+        runs = run_together(self, name, members, **options)
         assert all(member.settings is members[0].settings for member in members)
-        ran.append((getattr(members[0].settings, name), self.task.data))
-        return run_together(self, name, members, **options)
+        group, seeds = getattr(members[0].settings, name), [m.seed for m in members]
+        ran.append((group, seeds, self.task.data, last_test_errors(runs)))
+        return runs
 
     monkeypatch.setattr(Experiment, "run_together", spy)
     assert study.run("repetition", ["tiny"], tmp_path, "it", quiet()) == 0
@@ -272,21 +273,23 @@ def test_repetition_end_to_end(compared, world, tmp_path, monkeypatch):
     # Every row on the same five sets of eight images, which are all but the first.
     assert found["num_sets"] == 5
     assert all(np.shape(row["test_error"]) == (5, 4) for row in found["rows"])
-    base = dataclasses.replace(flat_minima.base_settings("tiny"), num_train=None)
-    images, labels = make_task(base).data
-    for i in range(5):
-        for _, data in ran[i::5]:
-            np.testing.assert_array_equal(data[0], images[8 * i + 8 : 8 * i + 16])
-            np.testing.assert_array_equal(data[1], labels[8 * i + 8 : 8 * i + 16])
     replace = dataclasses.replace
-    assert [group for group, _ in ran[5::5]] == [
-        own,
-        replace(own, pull=0.0),
+    clean = replace(flat_minima.base_settings("tiny"), num_train=None, label_noise=0.0)
+    images, labels = make_task(clean).data
+    for i in range(5):
+        own = slice(8 * i + 8, 8 * i + 16)
+        for row, (_, seeds, data, errors) in zip(found["rows"], ran[i::5], strict=True):
+            assert seeds == list(range(500 + 4 * i, 504 + 4 * i))
+            np.testing.assert_array_equal(data[0], images[own])
+            assert np.sum(data[1] != labels[own]) == 3  # .4 of 8
+            assert row["test_error"][i] == errors
+    assert [group for group, *_ in ran[5::5]] == [
+        here,
+        replace(here, pull=0.0),
         other,
         replace(other, pull=0.0),
     ]
-    errors = {tuple(map(tuple, row["test_error"])) for row in found["rows"]}
-    assert len(errors) > 2
+    assert len({str(row["test_error"]) for row in found["rows"]}) > 2
 
 
 def test_repetition_wants_other_training_sets(compared, world, tmp_path):
@@ -299,40 +302,62 @@ def test_repetition_wants_other_training_sets(compared, world, tmp_path):
             repetition.measure("tiny", tmp_path, quiet())
 
 
-@pytest.mark.parametrize("part", ["headroom", "ablation", "transfer", "stability"])
+PARTS = ("compare", "headroom", "ablation", "transfer", "repetition", "stability")
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_a_stopped_part_goes_on(part, compared, world, tmp_path, monkeypatch):
-    for scenario in ("tiny", "500"):
-        (tmp_path / scenario).mkdir()
-        shutil.copy(compared / "tiny" / "compare.json", tmp_path / scenario)
+    """It finds nothing twice, and ends where one that was not stopped ends."""
     few = lambda base: [(name, "a", fields) for name, fields in VARIANTS.items()]
     monkeypatch.setattr(ablation, "variants", few)
     monkeypatch.setattr(ablation, "x_or_mean", lambda settings, rate: {"rate": rate})
-    monkeypatch.setattr(transfer, "SOURCE", "500")
+    monkeypatch.setattr(transfer, "SOURCE", "other")
     monkeypatch.setattr(headroom, "RATES", (0.003, 0.3))
     shrink(monkeypatch)
-    names, memo = [], Memo.__call__
+    record = read(compared / "tiny" / "compare.json")
+    if part == "repetition":
+        record["settings"]["num_train"] = 8
+    for folder in ("whole", "stopped"):
+        for scenario in ("tiny", "500", "other"):
+            (tmp_path / folder / scenario).mkdir(parents=True)
+            shutil.copy(compared / "tiny" / "grid.json", tmp_path / folder / scenario)
+            if part != "compare":
+                path = tmp_path / folder / scenario / "compare.json"
+                path.write_text(json.dumps(record))
+    found, memo, stop_at = [], Memo.__call__, 1000
 
     def spy(self, name, find):
-        return memo(self, name, lambda: names.append(name) or find())
-
-    monkeypatch.setattr(Memo, "__call__", spy)
-    scenarios = [] if part == "stability" else ["tiny"]
-    folder = tmp_path if part == "stability" else tmp_path / "tiny"
+        return memo(self, name, lambda: found.append(name) or find())
 
     class Stopping(Console):
         def print(self, *args, **kwargs):
-            if len(names) == 2 and not str(args[0]).startswith("Stopped"):
+            if len(found) >= stop_at and not str(args[0]).startswith("Stopped"):
                 raise KeyboardInterrupt
 
-    assert study.run(part, scenarios, tmp_path, "it", Stopping()) == 130
-    assert not list(folder.glob(f"{part}.json"))
-    for _ in range(2):
-        assert study.run(part, scenarios, tmp_path, "it", quiet()) == 0
-    assert not list(folder.glob("*.part"))
-    # The second time all, and the last time all again: nothing twice on the way.
-    once = names[: len(names) // 2]
-    assert names == [*once, *once]
-    assert len(set(once)) == len(once) > 2
+    monkeypatch.setattr(Memo, "__call__", spy)
+    run = lambda folder: study.run(
+        part, ["tiny", "500"], tmp_path / folder, "it", Stopping()
+    )
+    assert run("whole") == 0
+    whole = found.copy()
+    assert len(whole) > 2
+    found.clear()
+    stop_at = len(whole) // 2 + 1  # after the first scenario
+    assert run("stopped") == 130
+    assert stop_at <= len(found) < len(whole)
+    stop_at = 1000
+    assert run("stopped") == 0
+    assert found == whole
+    assert run("stopped") == 0
+    assert found == whole
+    assert not list(tmp_path.rglob("*.part"))
+    names = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob(f"{part}.json")
+    )
+    assert len(names) == (1 if part == "stability" else 2)
+    for name in names:
+        assert read(tmp_path / "stopped" / name) == read(tmp_path / "whole" / name)
 
 
 def test_x_or_mean_of_one_outer_step(world, monkeypatch):
