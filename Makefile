@@ -44,7 +44,7 @@ table1: env  ## train ROW of the paper's table with OPTIMIZER and SEED; resumabl
 	$(BIN)/entropy-optax table1 --row $(ROW) --optimizer $(OPTIMIZER) --seed $(SEED)
 
 .PHONY: study
-study: env  ## the comparison on small training sets, with all its parts (2 hours)
+study: env  ## the comparison on small training sets, with all its parts (3 hours)
 	$(BIN)/entropy-optax study --part compare
 	$(BIN)/entropy-optax study --part headroom
 	$(BIN)/entropy-optax study --part ablation

@@ -68,6 +68,7 @@ def entropy_sgd(
     ``decoupled_weight_decay`` 0              as given      0
     ``outer_weight_decay``     0              0             as given
     ``outer_buffer``           None           None          the first gradient
+    ``gamma0``                 gamma0         grown once    gamma0
     ``gamma1``                 scoping        scoping       0: dead counter
     ========================== ============== ============= ==================
 

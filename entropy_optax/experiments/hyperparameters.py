@@ -137,7 +137,7 @@ class EntropySGDSettings:
 
 
 def rate_field(group: Any) -> str:
-    """Names the setting that changes how far an optimizer moves, and nothing else.
+    """Names the setting for how far an optimizer moves per gradient, as SGD's rate.
 
     Args:
       group: settings of an optimizer.

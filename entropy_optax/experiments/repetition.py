@@ -5,8 +5,9 @@ the settings were tuned on.
 """
 
 import dataclasses
+import functools
 import pathlib
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,27 +29,40 @@ SEEDS = tuple(range(500, 504))
 ELSEWHERE = {"wrong40": "wrong20", "wrong40_nodecay": "wrong20_nodecay"}
 
 
-def contenders(scenario: str, out: pathlib.Path) -> list[tuple[str, str, bool, Any]]:
-    """What is run.
+class Contender(NamedTuple):
+    """What runs on every training set.
+
+    Attributes:
+      method: its name.
+      tuned_on: the scenario that its settings come from.
+      pull: whether it has the pull that it was tuned with.
+      settings: of the experiment, with its own.
+    """
+
+    method: str
+    tuned_on: str
+    pull: bool
+    settings: Settings
+
+
+def contenders(scenario: str, out: pathlib.Path) -> list[Contender]:
+    """What is compared.
 
     Args:
       scenario: its name, tuned before, as is the other one in `ELSEWHERE`.
       out: folder of the study.
 
     Returns:
-      Method, scenario that it was tuned on, whether it has its pull, and settings:
-      every method, and Entropy-SGD without its pull and as tuned elsewhere.
+      Every method, and Entropy-SGD without its pull and as tuned elsewhere.
     """
-    own = tuned(scenario, out)
-    found: list[tuple[str, str, bool, Any]] = [
-        (name, scenario, True, own) for name in METHODS
-    ]
-    name = "entropy_sgd"
-    found.append((name, scenario, False, with_fields(own, name, {"pull": 0.0})))
+    own, name = tuned(scenario, out), "entropy_sgd"
+    without = lambda settings: with_fields(settings, name, {"pull": 0.0})
+    found = [Contender(method, scenario, True, own) for method in METHODS]
+    found.append(Contender(name, scenario, False, without(own)))
     if other := ELSEWHERE.get(scenario):
         moved = dataclasses.replace(own, entropy_sgd=tuned(other, out).entropy_sgd)
-        without = with_fields(moved, name, {"pull": 0.0})
-        found += [(name, other, True, moved), (name, other, False, without)]
+        found.append(Contender(name, other, True, moved))
+        found.append(Contender(name, other, False, without(moved)))
     return found
 
 
@@ -93,12 +107,12 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
         return found
 
     rows = []
-    for method, place, pull, own in tried:
-        name = f"{method} of {place}, pull {pull}"
-        found = memo(name, lambda method=method, own=own: errors(method, own))
-        rows.append(
-            {"method": method, "tuned_on": place, "pull": pull, "test_error": found}
-        )
+    for one in tried:
+        name = f"{one.method} of {one.tuned_on}, pull {one.pull}"
+        found = memo(name, functools.partial(errors, one.method, one.settings))
+        row = one._asdict() | {"test_error": found}
+        del row["settings"]
+        rows.append(row)
         means = report.estimate(np.mean(found, axis=1).tolist())
         console.print(f"{scenario}: {name}: {means} %")
     content = {"scenario": scenario, "settings": settings, "seeds": SEEDS}

@@ -1,4 +1,4 @@
-"""Comparison of two methods over paired seeds."""
+"""Comparison of two methods over pairs: seeds, or training sets."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,8 +41,8 @@ def paired_bootstrap(ours: Values, rival: Values) -> Comparison:
     samples).
 
     Args:
-      ours: one value for each seed.
-      rival: the rival's, in the same order of seeds.
+      ours: one value for each pair.
+      rival: the rival's, in the same order of pairs.
 
     Returns:
       The comparison.

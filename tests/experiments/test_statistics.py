@@ -121,10 +121,11 @@ def test_bootstrap_wants_finite_numbers(value):
     ("n", "levels"), [(10, (0.0425, 0.0020)), (7, (0.0330, 0.0030))]
 )
 def test_bootstrap_keeps_its_level(n, levels, monkeypatch):
-    """At n = 10 and 7 as the docstring says, measured over 4,000 samples.
+    """At n = 10 and 7 as the docstring says, measured over 4,000 samples each.
 
     Here 1,000: 3.3 standard errors of a share p, 3.3 sqrt(p (1 - p) / 1000), are .021
-    and .0047. The percentile bootstrap, with .099 and .035, is outside of both.
+    and .0047 at n = 10. The percentile bootstrap, with .099 and .035, is outside of
+    both, and no share is above its level by more than that.
     """
     monkeypatch.setattr(statistics, "_RESAMPLES", 2000)
     samples = np.random.default_rng(3).normal(size=(1000, n))
@@ -133,6 +134,8 @@ def test_bootstrap_keeps_its_level(n, levels, monkeypatch):
     for level, measured in zip((0.05, 0.05 / 8), levels, strict=True):
         error = np.sqrt(measured * (1 - measured) / len(samples))
         assert abs(np.mean(p_values < level) - measured) < 3.3 * error
+        at_level = np.sqrt(level * (1 - level) / len(samples))
+        assert np.mean(p_values < level) < level + at_level
     # The interval misses as often as the test at .05, but for ties at its ends.
     misses = np.mean([c.low > 0 or c.high < 0 for c in found])
     assert abs(misses - np.mean(p_values < 0.05)) <= 0.01
