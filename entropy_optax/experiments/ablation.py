@@ -141,8 +141,8 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     def errors(fields: dict[str, Any]) -> list[float]:
         own = changed(settings, fields)
         members = [Member(seed, own) for seed in SEEDS]
-        run = functools.partial(experiment.run_together, "entropy_sgd", members)
-        return memo(f"{fields}", lambda: last_test_errors(run()))
+        find = lambda: last_test_errors(experiment.run_together("entropy_sgd", members))
+        return memo(f"{fields}", find)
 
     reference = errors({})
     rows = []

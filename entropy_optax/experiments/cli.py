@@ -12,6 +12,7 @@ from rich.console import Console
 
 from entropy_optax.experiments.data import DataError
 from entropy_optax.experiments.hyperparameters import OptimizerName
+from entropy_optax.experiments.names import RowName
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
@@ -82,15 +83,7 @@ class Table1:
     command. The test set is read once, at the end.
     """
 
-    row: Literal[
-        "mnistfc",
-        "mnistfc_torch",
-        "mnistfc_bn",
-        "lenet",
-        "allcnn",
-        "word_lstm",
-        "char_lstm",
-    ]
+    row: RowName
     """Network and data set."""
     optimizer: OptimizerName = "entropy_sgd"
     """Optimizer to train with."""

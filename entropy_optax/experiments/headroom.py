@@ -47,11 +47,8 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
                 for rate in rates
                 for seed in SEEDS
             ]
-            run = functools.partial(experiment.run_together, name, members, test=False)
-            errors = memo(
-                f"{name}, {shape}",
-                lambda run=run: [one.validation_last.error for one in run()],
-            )
+            find = functools.partial(_errors, experiment, name, members)
+            errors = memo(f"{name}, {shape}", find)
             grouped = [errors[i : i + 3] for i in range(0, len(errors), 3)]
             means = [sum(values) / 3 for values in grouped]
             low, high = interval(means)
@@ -74,6 +71,11 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     content = {"scenario": scenario, "settings": base, "seeds": SEEDS, "rows": rows}
     write_json(out / scenario / "headroom.json", content)
     memo.remove()
+
+
+def _errors(experiment: Experiment, name: str, members: list[Member]) -> list[float]:
+    runs = experiment.run_together(name, members, test=False)
+    return [run.validation_last.error for run in runs]
 
 
 def interval(errors: list[float]) -> tuple[int, int]:

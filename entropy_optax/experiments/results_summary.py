@@ -143,14 +143,14 @@ def repetition(records: dict[str, Record]) -> str:
             method, place, pull = key
             if method != "entropy_sgd" or not pull:
                 continue
-            family = {k: v for k, v in means.items() if k[1:] == (name, True)}
-            family.pop(key, None)
-            rest = {k: paired_bootstrap(means[key], v) for k, v in means.items()}
-            columns.append(
-                {k: f"{difference(c)}, not adjusted" for k, c in rest.items()}
-                | against(means[key], family)
-                | {key: "-"}
-            )
+            column = {key: "-"}
+            rivals = {k: v for k, v in means.items() if k != key}
+            family = {k: v for k, v in rivals.items() if k[1:] == (name, True)}
+            column |= against(means[key], family)
+            for k in rivals.keys() - family:
+                c = paired_bootstrap(means[key], means[k])
+                column[k] = f"{difference(c)}, not adjusted"
+            columns.append(column)
             header.append(f"Entropy-SGD{_as_tuned(place, name)} minus it")
         rows = [
             [
@@ -179,8 +179,8 @@ def _compared(table1: Sequence[Record]) -> list[Record]:
     budgets: dict[str, int] = {}
     for run in tuned:
         if run["optimizer"].startswith("entropy"):
-            most = budgets.get(run["row"], run["gradients"])
-            budgets[run["row"]] = min(most, run["gradients"])
+            least = budgets.get(run["row"], run["gradients"])
+            budgets[run["row"]] = min(least, run["gradients"])
     return [run for run in tuned if run["gradients"] == budgets.get(run["row"])]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_optax.experiments.names import ROWS
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     against,
@@ -18,7 +19,6 @@ from entropy_optax.experiments.results_format import (
 )
 from entropy_optax.experiments.stability import FIXED_RATE, at_matched_loss
 from entropy_optax.experiments.statistics import paired_bootstrap
-from entropy_optax.experiments.table1 import ROWS
 
 Record = dict[str, Any]
 

@@ -17,14 +17,12 @@ from entropy_optax.experiments.hyperparameters import (
     ScheduleFreeSettings,
     SGDSettings,
 )
+from entropy_optax.experiments.names import ModelName
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 
-ModelName = Literal[
-    "mnistfc", "mnistfc_torch", "mnistfc_bn", "mlp", "lenet", "allcnn", "char_lstm",
-    "word_lstm"
-]  # fmt: skip
 RateShape = Literal["cosine", "step", "constant"]
+
 _help = lambda text: tyro.conf.arg(help=text)
 
 

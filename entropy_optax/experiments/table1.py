@@ -26,11 +26,6 @@ from entropy_optax.experiments.settings import (
 )
 from entropy_optax.experiments.tasks import make_task
 
-ROWS = (
-    *("mnistfc", "mnistfc_torch", "mnistfc_bn"),
-    *("lenet", "allcnn", "word_lstm", "char_lstm"),
-)
-
 
 def settings_of(
     row: str, which: str, optimizer: str, seed: int, budget: int | None

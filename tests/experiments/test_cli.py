@@ -15,6 +15,7 @@ from entropy_optax.experiments import (
     image_task,
     methods,
     models,
+    names,
     report,
     runner,
     settings,
@@ -293,7 +294,7 @@ def test_every_preset_is_valid_and_gives_its_sources():
 
 def test_every_preset_of_a_row_suits_its_optimizers():
     rows = [n for n in settings.preset_names() if not n.startswith("quickstart")]
-    assert {n.rpartition("_")[0] for n in rows} == set(table1.ROWS)
+    assert {n.rpartition("_")[0] for n in rows} == set(names.ROWS)
     for name in rows:
         row, _, which = name.rpartition("_")
         own = settings.load_preset(name)["settings"]["optimizer"]
