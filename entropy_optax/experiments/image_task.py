@@ -73,10 +73,11 @@ class ImageTask:
         if settings.features is not None:
             raise DataError("--features: is for LSTMs, of other models it is fixed")
         height, width = dataset.train.images.shape[1:3]
-        if settings.model == "lenet" and min(height, width) < 18:
+        least = {"lenet": 18, "lenet_small": 16}.get(settings.model, 1)
+        if min(height, width) < least:
             raise DataError(
-                f"--model lenet wants images of 18 x 18 pixels or more, {dataset.name}"
-                f" has {height} x {width}"
+                f"--model {settings.model} wants images of {least} x {least} pixels or"
+                f" more, {dataset.name} has {height} x {width}"
             )
         self.dataset = dataset
         self.description = (
@@ -155,6 +156,21 @@ class ImageTask:
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses), updated.get("batch_stats", {})
+
+    def logits(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+        """Predicts in evaluation mode.
+
+        Args:
+          params: of the network.
+          model_state: BatchNorm's statistics, `{}` without any.
+          images: as those of the data set.
+
+        Returns:
+          Logits, `[batch, num_classes]`.
+        """
+        variables = {"params": params, "batch_stats": model_state}
+        logits: Any = self._model.apply(variables, images, train=False)
+        return logits
 
     def variables(self, params: Any, model_state: Any) -> Any:
         """Re-estimates BatchNorm's statistics.

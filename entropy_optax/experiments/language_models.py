@@ -9,6 +9,8 @@ The transformer has no state: `model.apply(variables, tokens, train=bool, rngs=.
 All need a `"dropout"` key in training if their dropout rate is not 0.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -179,4 +181,9 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocab_size)(nn.LayerNorm()(x))
 
 
-LANGUAGE_MODELS = {"char_lstm": CharLSTM, "word_lstm": WordLSTM}
+LANGUAGE_MODELS = {
+    "char_lstm": CharLSTM,
+    # The size whose Hessian the paper shows.
+    "char_lstm_small": partial(CharLSTM, features=48, num_layers=1),
+    "word_lstm": WordLSTM,
+}

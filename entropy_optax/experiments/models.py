@@ -110,6 +110,47 @@ class LeNet(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+class SmallLeNet(nn.Module):
+    """Two 5x5 convolutions (10, 20) and a hidden layer of 128 units, without BatchNorm.
+
+    For 28 x 28 images of one channel this has 47,658 parameters: the network whose
+    Hessian the Entropy-SGD paper shows in its Figure 1.
+
+    Attributes:
+      num_classes: number of outputs.
+      dropout_rate: share of the hidden units dropped in training.
+    """
+
+    num_classes: int = 10
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits.
+
+        Args:
+          images: `[batch, height, width, channels]`, scaled to about [-1, 1]; at
+            least 16 x 16 pixels.
+          train: whether to drop units.
+
+        Returns:
+          Logits, `[batch, num_classes]`.
+        """
+        x = images
+        for features in (10, 20):
+            x = nn.Conv(
+                features,
+                (5, 5),
+                padding="VALID",
+                conv_general_dilated=conv_general_dilated,
+            )(x)
+            x = nn.relu(max_pool(x, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(128)(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
 class AllCNN(nn.Module):
     """All-CNN-C with BatchNorm: nine convolutions and a mean over the image.
 
@@ -168,4 +209,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "allcnn": AllCNN,
     # Small enough for studies of many runs.
     "mlp": partial(MnistFC, features=(100,), dropout_rate=0.0),
+    # Those whose Hessians the paper shows, and one whose spectrum is exact in a minute.
+    "mlp_small": partial(MnistFC, features=(32,), dropout_rate=0.0),
+    "mnistfc_small": partial(MnistFC, features=(64,), dropout_rate=0.0),
+    "lenet_small": SmallLeNet,
 }

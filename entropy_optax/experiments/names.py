@@ -7,9 +7,13 @@ ModelName = Literal[
     "mnistfc_torch",
     "mnistfc_bn",
     "mlp",
+    "mlp_small",
+    "mnistfc_small",
+    "lenet_small",
     "lenet",
     "allcnn",
     "char_lstm",
+    "char_lstm_small",
     "word_lstm",
 ]
 # In the order of the paper's table.

@@ -216,46 +216,6 @@ def _check_mean(loss_fn: Any, batch: Any, params: Any) -> None:
         )
 
 
-def hessian_vector_product(f: Function, params: Params, vector: Params) -> Params:
-    """Multiplies by the Hessian, forward over reverse.
-
-    Args:
-      f: the loss.
-      params: where.
-      vector: a tree like the params.
-
-    Returns:
-      A tree like the params.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from entropy_optax import measure
-      >>> f = lambda x: jnp.sum(x**3)
-      >>> measure.hessian_vector_product(f, jnp.ones(2), jnp.array([1.0, 2.0]))
-      Array([ 6., 12.], dtype=float32)
-    """
-    return jax.jvp(jax.grad(f), (params,), (vector,))[1]
-
-
-def gauss_newton_vector_product(f: Objective, params: Params, vector: Params) -> Params:
-    """Multiplies by the Gauss-Newton matrix; see `Objective`.
-
-    Args:
-      f: from `model_objective`.
-      params: where.
-      vector: a tree like the params.
-
-    Returns:
-      A tree like the params.
-
-    Raises:
-      MeasureError: for anything else.
-    """
-    if not isinstance(f, Objective):
-        raise MeasureError("curvature: 'gauss_newton' wants model_objective(...)")
-    return f.gauss_newton_vector_product(params, vector)
-
-
 def as_pytree(f: Function) -> Any:
     """Lets any function be an argument of a compiled one.
 

@@ -1,0 +1,300 @@
+"""The spectrum of a Hessian or a Gauss-Newton matrix, from its products with vectors.
+
+For a few eigenvalues ARPACK, for the whole density stochastic Lanczos quadrature, for
+small networks all eigenvalues. None of these numbers is invariant under a rescaling
+of the weights that leaves the network's function as it is (Dinh et al., 2017).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
+from jax.flatten_util import ravel_pytree
+from matfree import decomp
+
+from entropy_optax.measure._checks import (
+    MeasureError,
+    check_at_least,
+    check_finite,
+    check_params,
+)
+from entropy_optax.measure._curvature import (
+    Curvature,
+    Progress,
+    flat_product,
+    num_params,
+)
+from entropy_optax.measure._density import SpectralDensity
+from entropy_optax.measure._estimate import MIN_PROBES, Estimate, estimate
+from entropy_optax.measure._objective import (
+    Function,
+    Params,
+    as_pytree,
+)
+
+
+class ExtremeEigenvalues(NamedTuple):
+    """Both ends of a spectrum.
+
+    Attributes:
+      largest: the largest eigenvalues, descending, `[num]`.
+      smallest: the smallest, ascending, `[num]`: the most negative, if any is.
+      largest_residuals: `||A v - lambda v||` of each, v of length 1: there is an
+        eigenvalue no farther than that.
+      smallest_residuals: the same for the other end.
+      largest_vectors: eigenvectors, `[num, n]`, in the order of `ravel_pytree`.
+      smallest_vectors: the same for the other end.
+      num_products: matrix-vector products spent.
+    """
+
+    largest: np.ndarray
+    smallest: np.ndarray
+    largest_residuals: np.ndarray
+    smallest_residuals: np.ndarray
+    largest_vectors: np.ndarray
+    smallest_vectors: np.ndarray
+    num_products: int
+
+
+class Traces(NamedTuple):
+    """Sums over a spectrum.
+
+    Attributes:
+      trace: of A, the sum of its eigenvalues.
+      trace_of_square: of A², the sum of their squares.
+    """
+
+    trace: Estimate
+    trace_of_square: Estimate
+
+
+def extreme_eigenvalues(
+    f: Function,
+    params: Params,
+    *,
+    key: jax.Array,
+    num: int = 1,
+    curvature: Curvature = "hessian",
+    tolerance: float = 1e-5,
+    max_products: int = 2000,
+) -> ExtremeEigenvalues:
+    """The largest and the smallest eigenvalues, by restarted Lanczos (ARPACK).
+
+    Args:
+      f: the loss, an `Objective` or any function of the params.
+      params: where.
+      key: PRNG key of the first vector.
+      num: eigenvalues at each end, below n / 2.
+      curvature: of the Hessian, or of the Gauss-Newton matrix.
+      tolerance: relative to each eigenvalue. In float32 the small end is right to 1e-6
+        of the largest eigenvalue at best: its residual says how right.
+      max_products: matrix-vector products at each end.
+
+    Returns:
+      Eigenvalues, vectors and residuals.
+
+    Raises:
+      MeasureError: if an end has not converged, or a product is not finite.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from entropy_optax import measure
+      >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0, 0.5, 0.0]) * x**2)
+      >>> ends = measure.extreme_eigenvalues(f, jnp.zeros(4), key=jax.random.key(0))
+      >>> print(ends.largest.round(4), ends.smallest.round(4))
+      [3.] [-1.]
+    """
+    check_params(params)
+    size = num_params(params)
+    if not 1 <= num < size / 2:
+        raise MeasureError(f"num: got {num}, wanted 1 or more, below n / 2 of n {size}")
+    multiply = _hostflat_product(f, params, curvature)
+    first = np.asarray(jax.random.normal(key, (size,)), np.float64)
+    counter = [0]
+
+    def counted(vector: np.ndarray) -> np.ndarray:
+        counter[0] += 1
+        return multiply(vector)
+
+    operator = scipy.sparse.linalg.LinearOperator(
+        (size, size), matvec=counted, dtype=np.float64
+    )
+    # A wide basis costs memory and saves products.
+    basis = min(size, max(2 * num + 1, 40))
+    ends = {}
+    for which in ("LA", "SA"):
+        try:
+            values, vectors = scipy.sparse.linalg.eigsh(
+                operator,
+                k=num,
+                which=which,
+                v0=first,
+                ncv=basis,
+                tol=tolerance,
+                maxiter=max(1, max_products // basis),
+            )
+        except scipy.sparse.linalg.ArpackNoConvergence as error:
+            end = "largest" if which == "LA" else "smallest"
+            raise MeasureError(
+                f"{end} eigenvalues: not converged in {max_products} products; wanted a"
+                " larger max_products or tolerance, or params in float64"
+            ) from error
+        order = np.argsort(values)[:: -1 if which == "LA" else 1]
+        values, vectors = values[order], vectors.T[order]
+        residuals = [
+            np.linalg.norm(multiply(v) - value * v)
+            for value, v in zip(values, vectors, strict=True)
+        ]
+        ends[which] = values, np.array(residuals), vectors
+    return ExtremeEigenvalues(
+        *(ends[which][i] for i in range(3) for which in ("LA", "SA")),
+        num_products=counter[0],
+    )
+
+
+def spectral_density(
+    f: Function,
+    params: Params,
+    *,
+    key: jax.Array,
+    num_probes: int = MIN_PROBES,
+    num_steps: int = 40,
+    curvature: Curvature = "hessian",
+    max_floats: int = 2**27,
+    progress: Progress | None = None,
+) -> SpectralDensity:
+    """The density of all eigenvalues, by stochastic Lanczos quadrature.
+
+    From a random vector z of signs, k Lanczos steps give the nodes and weights of a
+    Gauss quadrature: `z' g(A) z / n = sum_i w_i g(theta_i)`, exact for polynomials of
+    degree 2 k - 1; its mean over z is `tr g(A) / n` (Golub and Meurant, 2010; Ghorbani
+    et al., 2019). Lanczos is matfree's, with full reorthogonalisation.
+
+    Args:
+      f: the loss, an `Objective` or any function of the params.
+      params: where.
+      key: PRNG key of the probes.
+      num_probes: random vectors, 30 or more.
+      num_steps: k, products with each. Quantities that need a sharp edge in the
+        spectrum, like a share below a threshold, want many; `truncation` says whether
+        they were enough.
+      curvature: of the Hessian, or of the Gauss-Newton matrix.
+      max_floats: of the bases of the probes that are run at once; bounds the memory.
+      progress: called with probes done and probes in all.
+
+    Returns:
+      Nodes and weights of each probe.
+
+    Raises:
+      MeasureError: for too few probes or steps, or products that are not finite.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from entropy_optax import measure
+      >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0, 0.0, 0.0]) * x**2)
+      >>> found = measure.spectral_density(f, jnp.zeros(4), key=jax.random.key(0))
+      >>> print(found.share_below(0.1))
+      0.5 ± 0
+    """
+    check_params(params)
+    check_at_least("num_probes", num_probes, MIN_PROBES, "too few for a standard error")
+    check_at_least("num_steps", num_steps, 2)
+    size = num_params(params)
+    num_steps = min(num_steps, size)
+    batch = max(1, min(num_probes, max_floats // (size * num_steps)))
+    tridiagonals = []
+    for start in range(0, num_probes, batch):
+        keys = jax.random.split(key, num_probes)[start : start + batch]
+        found = _tridiagonalise(as_pytree(f), params, keys, num_steps, curvature)
+        tridiagonals.append(np.asarray(found, np.float64))
+        check_finite("matrix-vector products", tridiagonals[-1])
+        if progress is not None:
+            progress(min(start + batch, num_probes), num_probes)
+    return SpectralDensity(np.concatenate(tridiagonals), size)
+
+
+def traces(
+    f: Function,
+    params: Params,
+    *,
+    key: jax.Array,
+    num_probes: int = 100,
+    curvature: Curvature = "hessian",
+) -> Traces:
+    """Traces of A and A², by Hutchinson's estimator: means of z'Az and of ||Az||².
+
+    Args:
+      f: the loss, an `Objective` or any function of the params.
+      params: where.
+      key: PRNG key of the probes, vectors of random signs.
+      num_probes: random vectors, 30 or more.
+      curvature: of the Hessian, or of the Gauss-Newton matrix.
+
+    Returns:
+      Both with standard errors over the probes.
+
+    Raises:
+      MeasureError: for too few probes, or products that are not finite.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from entropy_optax import measure
+      >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0]) * x**2)
+      >>> found = measure.traces(f, jnp.zeros(2), key=jax.random.key(0))
+      >>> print(found.trace, "and", found.trace_of_square)
+      2 ± 0 and 10 ± 0
+    """
+    check_params(params)
+    check_at_least("num_probes", num_probes, MIN_PROBES, "too few for a standard error")
+    keys = jax.random.split(key, num_probes)
+    samples = np.asarray(_quadratic_forms(as_pytree(f), params, keys, curvature))
+    check_finite("matrix-vector products", samples)
+    return Traces(*(estimate(column) for column in samples.T))
+
+
+def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:
+    f, dtype = as_pytree(f), ravel_pytree(params)[0].dtype
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        found = _multiply(f, params, jnp.asarray(vector, dtype), curvature)
+        check_finite("matrix-vector products", found)
+        return np.asarray(found, np.float64)
+
+    return multiply
+
+
+@partial(jax.jit, static_argnames="curvature")
+def _multiply(f: Any, params: Any, vector: jax.Array, curvature: Curvature) -> Any:
+    return flat_product(f, params, curvature)(vector)
+
+
+def _signs(params: Any, key: jax.Array) -> jax.Array:
+    vector, _ = ravel_pytree(params)
+    return jax.random.rademacher(key, vector.shape, vector.dtype)
+
+
+@partial(jax.jit, static_argnames=("num_steps", "curvature"))
+def _tridiagonalise(
+    f: Any, params: Any, keys: jax.Array, num_steps: int, curvature: Curvature
+) -> jax.Array:
+    lanczos = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
+    multiply = flat_product(f, params, curvature)
+    return jax.vmap(lambda key: lanczos(multiply, _signs(params, key))[1])(keys)
+
+
+@partial(jax.jit, static_argnames="curvature")
+def _quadratic_forms(f: Any, params: Any, keys: jax.Array, curvature: Any) -> Any:
+    multiply = flat_product(f, params, curvature)
+
+    def one(key: jax.Array) -> jax.Array:
+        probe = _signs(params, key)
+        product = multiply(probe)
+        return jnp.stack([probe @ product, product @ product])
+
+    return jax.lax.map(one, keys)
