@@ -25,6 +25,8 @@ TARGETS = (0.05, 0.01)
 """Nats; the mean over all training images, dropout off."""
 CHUNK = 20
 """Gradients between two looks at the training loss: one epoch."""
+PATIENCE = 5
+"""A run is given up after so many times the gradients of the fastest beside it."""
 SYSTEMS: dict[str, dict[str, Any]] = {
     "mlp_small": {"model": "mlp_small", "pool": 2, "num_gradients": 8000},
     "mnistfc_small": {"model": "mnistfc_small", "num_gradients": 4000},
@@ -98,16 +100,14 @@ def contenders(system: str) -> list[Contender]:
         Contender("SGD-Nesterov", "sgd", settings, RATES),
         Contender("Adam", "adam", settings, tuple(1e-3 * 2**k for k in range(4))),
     ]
-    for radius in (0.02, 0.05, 0.1):
+    slow = system == "lenet_small"  # ten times the others' time: a part of the family
+    for radius in (0.05,) if slow else (0.02, 0.05, 0.1):
         chosen = with_fields(settings, "sam", {"radius": radius})
         found.append(Contender(f"SAM, radius {radius:g}", "sam", chosen, RATES))
-    for pull, scoping in (
-        (0.0, False),
-        (0.1, False),
-        (0.3, False),
-        (0.1, True),
-        (0.3, True),
-    ):
+    pulls = [(0.0, False), (0.1, False), (0.3, False), (0.3, True)]
+    if not slow:
+        pulls.append((0.1, True))
+    for pull, scoping in pulls:
         fields = {
             "pull": pull / 10 if scoping else pull,
             "gamma_growth": 0.02 if scoping else 0.0,
@@ -173,7 +173,10 @@ def train(
             stops.params[run, target] = vectors[run]
             stops.gradients[run, target] = gradients
             stops.training_loss[run, target] = losses[run]
-        if np.all((stops.gradients[:, -1] > 0) | ~np.isfinite(losses)):
+        reached = stops.gradients[:, -1]
+        if np.all((reached > 0) | ~np.isfinite(losses)):
+            break
+        if np.any(reached > 0) and gradients >= PATIENCE * reached[reached > 0].min():
             break
     return stops
 

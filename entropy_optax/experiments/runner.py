@@ -41,6 +41,7 @@ class Experiment:
         test: bool = True,
         report: Callable[[Progress], None] = lambda progress: None,
         checkpoints: Checkpoints | None = None,
+        keep: Callable[[str, int, Any, Any], None] | None = None,
     ) -> Run:
         """Trains once.
 
@@ -51,13 +52,19 @@ class Experiment:
           test: whether to read the test split, at the end and never before.
           report: called after each `report_every` gradients.
           checkpoints: where to save, and to go on from if there is something.
+          keep: see `run_together`.
 
         Returns:
           The result.
         """
         member = Member(seed, settings or self.settings)
         return self.run_together(
-            optimizer, [member], test=test, report=report, checkpoints=checkpoints
+            optimizer,
+            [member],
+            test=test,
+            report=report,
+            checkpoints=checkpoints,
+            keep=keep,
         )[0]
 
     def run_together(
@@ -68,6 +75,7 @@ class Experiment:
         test: bool = True,
         report: Callable[[Progress], None] = lambda progress: None,
         checkpoints: Checkpoints | None = None,
+        keep: Callable[[str, int, Any, Any], None] | None = None,
     ) -> list[Run]:
         """Trains several runs at once, under `jax.vmap` if there are two or more.
 
@@ -77,6 +85,8 @@ class Experiment:
           test: whether to read the test split, at the end and never before.
           report: called after each `report_every` gradients of each member.
           checkpoints: where to save, and to go on from if there is something.
+          keep: called at the end of each run with the optimizer's name, the seed and
+            the params and model state that were evaluated last.
 
         Returns:
           The results in the order of the members.
@@ -158,6 +168,11 @@ class Experiment:
                 checkpoints.save(done, arrays, chosen, logs)
                 if checkpoints.stop:
                     raise Stopped
+        if keep is not None:
+            for i, member in enumerate(members):
+                state = member_of(arrays, i)
+                at = self._evaluated(optimizer, member.settings, state)
+                keep(optimizer, member.seed, *at)
         return [
             self._result(
                 optimizer,

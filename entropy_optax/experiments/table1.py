@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entropy_optax.experiments import report
+from entropy_optax.experiments import networks, report
 from entropy_optax.experiments.checkpoints import Checkpoints
 from entropy_optax.experiments.compiled import state_bytes
 from entropy_optax.experiments.progress import ProgressDisplay
@@ -117,7 +117,11 @@ def run(
                 display(progress)
 
             result = experiment.run(
-                optimizer, seed, report=record, checkpoints=checkpoints
+                optimizer,
+                seed,
+                report=record,
+                checkpoints=checkpoints,
+                keep=networks.keeper(out),
             )
     except (Stopped, KeyboardInterrupt):
         console.print(

@@ -120,6 +120,20 @@ class TextTask:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return jnp.mean(losses), {"before": carry, "after": after, "number": number}
 
+    def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
+        """Predicts from a hidden state of zeros, in evaluation mode.
+
+        Args:
+          params: of the network.
+          tokens: `[batch, length]`.
+
+        Returns:
+          Logits of each next token, `[batch, length, vocab_size]`.
+        """
+        start = self._model.initial_carry(len(tokens))
+        logits, _ = self._model.apply({"params": params}, tokens, start, train=False)
+        return logits
+
     def variables(self, params: Any, model_state: Any) -> Any:
         """Wraps the params.
 

@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from entropy_optax.experiments import figure, report
+from entropy_optax.experiments import figure, networks, report
 from entropy_optax.experiments.progress import ProgressDisplay
 from entropy_optax.experiments.runner import Experiment, Member, Progress, Run
 from entropy_optax.experiments.settings import Settings, SettingsError, metric
@@ -51,7 +51,9 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
         try:
             for optimizer, group in groups:
                 members = [Member(seed, settings) for seed in group]
-                runs += experiment.run_together(optimizer, members, report=record)
+                runs += experiment.run_together(
+                    optimizer, members, report=record, keep=networks.keeper(folder)
+                )
         except KeyboardInterrupt:
             stopped = True
     # One order for table, figure and JSON: by optimizer, then by seed.

@@ -12,23 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
 from entropy_optax import measure
-from entropy_optax.experiments import matched_loss
+from entropy_optax.experiments import matched_loss, networks
 from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.experiments.image_task import ImageTask
 from entropy_optax.experiments.matched_loss import Contender, Stops
 from entropy_optax.experiments.memo import Memo
+from entropy_optax.experiments.networks import Objectives
 from entropy_optax.experiments.tasks import make_task
 
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
-NUM_IMAGES = 500
+NUM_IMAGES = {"mlp_small": 500, "mnistfc_small": 500, "lenet_small": 200}
 """Training images that curvature is measured on, the first ones."""
-NUM_PROBES, NUM_STEPS = 30, 16
+NUM_PROBES, NUM_STEPS = 30, 12
+CHAINS = measure.ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
 GAMMA, TEMPERATURE = 10.0, 0.01
 """Of local entropy: Gaussian steps of standard deviation 0.032 for each weight."""
 NOISES = (0.1, 0.2, 0.4)
@@ -87,12 +88,14 @@ def run(
     choices = train(system, runs, console)
     task = _task(system)
     record = []
-    f, error = objectives(task)
+    params, _ = task.init(jax.random.key(0))
+    examples = NUM_IMAGES[system]
+    found = networks.objectives(task, params, {}, examples)
     for contender in matched_loss.contenders(system):
         stops = matched_loss.restore(_stops_path(runs, system, contender))
         memo = Memo(
             runs / system / f"{slug(contender.label)}-measured.json",
-            [contender, NUM_IMAGES, NUM_PROBES, NUM_STEPS, GAMMA, TEMPERATURE, NOISES],
+            [contender, examples, NUM_PROBES, NUM_STEPS, GAMMA, TEMPERATURE, NOISES],
         )
         for target in range(len(matched_loss.TARGETS)):
             for seed in SEEDS:
@@ -103,16 +106,14 @@ def run(
                     "gradients": int(stops.gradients[seed, target]),
                 }
                 if row["gradients"] > 0:
-                    find = functools.partial(
-                        flatness, task, f, error, stops, seed, target
-                    )
+                    find = functools.partial(flatness, task, found, stops, seed, target)
                     row |= memo(f"{target}, {seed}", find)
                 record.append(row)
             console.print(f"{system}: {contender.label}, {_summary(record)}")
     content = {
         "system": system,
         "settings": matched_loss.base_settings(system),
-        "num_images": NUM_IMAGES,
+        "num_images": examples,
         "num_probes": NUM_PROBES,
         "num_steps": NUM_STEPS,
         "gamma": GAMMA,
@@ -123,33 +124,9 @@ def run(
     write_json(out / f"{system}.json", content)
 
 
-def objectives(task: ImageTask) -> tuple[measure.Objective, measure.Objective]:
-    """What is measured: the mean loss and the error rate on the first images.
-
-    Args:
-      task: network and data.
-
-    Returns:
-      The loss with its Gauss-Newton matrix, and the share of wrong images.
-    """
-    images, labels = (array[:NUM_IMAGES] for array in task.data)
-    params, _ = task.init(jax.random.key(0))
-    data = {"image": images, "label": labels}
-    predict = lambda params, batch: task.logits(params, {}, batch["image"])
-    criterion = lambda logits, batch: jnp.mean(
-        optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    )
-    wrong = lambda params, batch: jnp.mean(
-        jnp.argmax(predict(params, batch), axis=-1) != batch["label"]
-    )
-    loss = measure.model_objective(predict, criterion, data, params)
-    return loss, measure.objective(wrong, data, params)
-
-
 def flatness(
     task: ImageTask,
-    f: measure.Objective,
-    error: measure.Objective,
+    found: Objectives,
     stops: Stops,
     seed: int,
     target: int,
@@ -158,8 +135,7 @@ def flatness(
 
     Args:
       task: network and data.
-      f: its loss.
-      error: its error rate.
+      found: its loss and error rate.
       stops: the contender's networks.
       seed: which of them.
       target: which training loss.
@@ -172,14 +148,20 @@ def flatness(
     params = unravel(jnp.asarray(stops.params[seed, target]))
     # The same probes and the same noise for all contenders: differences are paired.
     keys = jax.random.split(jax.random.key(seed), 4)
+    f = found.loss
     density = measure.spectral_density(
         f, params, key=keys[0], num_probes=NUM_PROBES, num_steps=NUM_STEPS
     )
     phi = measure.local_entropy(
-        f, params, gamma=GAMMA, temperature=TEMPERATURE, key=keys[1]
+        f,
+        params,
+        gamma=GAMMA,
+        temperature=TEMPERATURE,
+        key=keys[1],
+        settings=CHAINS,
     )
     curve = measure.noise_curve(f, params, NOISES, kind="filter", key=keys[2])
-    wrong = measure.noise_curve(error, params, NOISES, kind="filter", key=keys[2])
+    wrong = measure.noise_curve(found.error, params, NOISES, kind="filter", key=keys[2])
     test = task.score(task.variables(params, {}), "test")
     share = density.share_below(1e-4)
     return {

@@ -1,22 +1,148 @@
 """Instruments that show whether a minimum is wide, each number with its error."""
 
 from entropy_optax.measure._checks import MeasureError
-from entropy_optax.measure._estimate import Estimate, estimate
-from entropy_optax.measure._objective import (
-    Objective,
+from entropy_optax.measure._curvature import (
     gauss_newton_vector_product,
     hessian_vector_product,
-    model_objective,
-    objective,
+)
+from entropy_optax.measure._dense import dense_hessian, dense_spectrum
+from entropy_optax.measure._density import Curve, SpectralDensity
+from entropy_optax.measure._directions import (
+    filter_normalized_direction,
+    filter_scales,
+)
+from entropy_optax.measure._estimate import Estimate, estimate
+from entropy_optax.measure._figures import (
+    landscape_figure,
+    noise_figure,
+    plane_figure,
+    slice_figure,
+    valleys_figure,
+)
+from entropy_optax.measure._landscape import (
+    local_minima,
+    paper_landscape,
+    smoothed_landscape,
+)
+from entropy_optax.measure._lipschitz import lemma_counterexample, smoothness_1d
+from entropy_optax.measure._local_entropy import local_entropy
+from entropy_optax.measure._local_entropy_result import (
+    LocalEntropyDiagnostics,
+    LocalEntropyEstimate,
+)
+from entropy_optax.measure._maximum import Sharpness
+from entropy_optax.measure._noise import NoiseCurve, noise_curve
+from entropy_optax.measure._objective import Objective, model_objective, objective
+from entropy_optax.measure._report import Report, report
+from entropy_optax.measure._report_figures import (
+    local_entropy_figure,
+    spectrum_figure,
+)
+from entropy_optax.measure._runner import ChainSettings
+from entropy_optax.measure._sharpness import (
+    adaptive_sharpness,
+    average_sharpness,
+    epsilon_sharpness,
+)
+from entropy_optax.measure._slices import line_between, plane_loss, slice_loss
+from entropy_optax.measure._smoothness import (
+    Smoothness,
+    SmoothnessBounds,
+    lemma_bounds,
+    lemma_margin,
+    quadratic_smoothness,
+    smoothness_bounds,
+)
+from entropy_optax.measure._smoothness_net import (
+    PointSmoothness,
+    proximal_point,
+    smoothness_at,
+)
+from entropy_optax.measure._spectrum import (
+    ExtremeEigenvalues,
+    extreme_eigenvalues,
+    spectral_density,
+)
+from entropy_optax.measure._stability import (
+    TwinRuns,
+    growth_exponent,
+    paired_distance,
+    stability_bound,
+    twin_runs,
+)
+from entropy_optax.measure._traces import Traces, traces
+from entropy_optax.measure._valleys import (
+    Share,
+    descent_paths,
+    settle,
+    two_valleys,
+    valley_shares,
 )
 
 __all__ = [
+    "ChainSettings",
+    "Curve",
     "Estimate",
+    "ExtremeEigenvalues",
+    "LocalEntropyDiagnostics",
+    "LocalEntropyEstimate",
     "MeasureError",
+    "NoiseCurve",
     "Objective",
+    "PointSmoothness",
+    "Report",
+    "Share",
+    "Sharpness",
+    "Smoothness",
+    "SmoothnessBounds",
+    "SpectralDensity",
+    "Traces",
+    "TwinRuns",
+    "adaptive_sharpness",
+    "average_sharpness",
+    "dense_hessian",
+    "dense_spectrum",
+    "descent_paths",
+    "epsilon_sharpness",
     "estimate",
+    "extreme_eigenvalues",
+    "filter_normalized_direction",
+    "filter_scales",
     "gauss_newton_vector_product",
+    "growth_exponent",
     "hessian_vector_product",
+    "landscape_figure",
+    "lemma_bounds",
+    "lemma_counterexample",
+    "lemma_margin",
+    "line_between",
+    "local_entropy",
+    "local_entropy_figure",
+    "local_minima",
     "model_objective",
+    "noise_curve",
+    "noise_figure",
     "objective",
+    "paired_distance",
+    "paper_landscape",
+    "plane_figure",
+    "plane_loss",
+    "proximal_point",
+    "quadratic_smoothness",
+    "report",
+    "settle",
+    "slice_figure",
+    "slice_loss",
+    "smoothed_landscape",
+    "smoothness_1d",
+    "smoothness_at",
+    "smoothness_bounds",
+    "spectral_density",
+    "spectrum_figure",
+    "stability_bound",
+    "traces",
+    "twin_runs",
+    "two_valleys",
+    "valley_shares",
+    "valleys_figure",
 ]

@@ -91,3 +91,17 @@ def flat_product(f: Any, params: Any, curvature: Curvature) -> Any:
         )
     _, unravel = ravel_pytree(params)
     return lambda v: ravel_pytree(multiply[curvature](f, params, unravel(v)))[0]
+
+
+def random_signs(params: Params, key: jax.Array) -> jax.Array:
+    """A probe for traces.
+
+    Args:
+      params: a tree.
+      key: PRNG key.
+
+    Returns:
+      A vector of independent signs, as long as the params.
+    """
+    vector, _ = ravel_pytree(params)
+    return jax.random.rademacher(key, vector.shape, vector.dtype)

@@ -26,9 +26,10 @@ from entropy_optax.measure._curvature import (
     Progress,
     flat_product,
     num_params,
+    random_signs,
 )
 from entropy_optax.measure._density import SpectralDensity
-from entropy_optax.measure._estimate import MIN_PROBES, Estimate, estimate
+from entropy_optax.measure._estimate import MIN_PROBES
 from entropy_optax.measure._objective import (
     Function,
     Params,
@@ -57,18 +58,6 @@ class ExtremeEigenvalues(NamedTuple):
     largest_vectors: np.ndarray
     smallest_vectors: np.ndarray
     num_products: int
-
-
-class Traces(NamedTuple):
-    """Sums over a spectrum.
-
-    Attributes:
-      trace: of A, the sum of its eigenvalues.
-      trace_of_square: of A², the sum of their squares.
-    """
-
-    trace: Estimate
-    trace_of_square: Estimate
 
 
 def extreme_eigenvalues(
@@ -112,7 +101,7 @@ def extreme_eigenvalues(
     size = num_params(params)
     if not 1 <= num < size / 2:
         raise MeasureError(f"num: got {num}, wanted 1 or more, below n / 2 of n {size}")
-    multiply = _hostflat_product(f, params, curvature)
+    multiply = _host_product(f, params, curvature)
     first = np.asarray(jax.random.normal(key, (size,)), np.float64)
     counter = [0]
 
@@ -211,51 +200,24 @@ def spectral_density(
     for start in range(0, num_probes, batch):
         keys = jax.random.split(key, num_probes)[start : start + batch]
         found = _tridiagonalise(as_pytree(f), params, keys, num_steps, curvature)
-        tridiagonals.append(np.asarray(found, np.float64))
-        check_finite("matrix-vector products", tridiagonals[-1])
+        tridiagonals.append(_cut(*map(np.asarray, found)))
         if progress is not None:
             progress(min(start + batch, num_probes), num_probes)
     return SpectralDensity(np.concatenate(tridiagonals), size)
 
 
-def traces(
-    f: Function,
-    params: Params,
-    *,
-    key: jax.Array,
-    num_probes: int = 100,
-    curvature: Curvature = "hessian",
-) -> Traces:
-    """Traces of A and A², by Hutchinson's estimator: means of z'Az and of ||Az||².
-
-    Args:
-      f: the loss, an `Objective` or any function of the params.
-      params: where.
-      key: PRNG key of the probes, vectors of random signs.
-      num_probes: random vectors, 30 or more.
-      curvature: of the Hessian, or of the Gauss-Newton matrix.
-
-    Returns:
-      Both with standard errors over the probes.
-
-    Raises:
-      MeasureError: for too few probes, or products that are not finite.
-
-    Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from entropy_optax import measure
-      >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0]) * x**2)
-      >>> found = measure.traces(f, jnp.zeros(2), key=jax.random.key(0))
-      >>> print(found.trace, "and", found.trace_of_square)
-      2 ± 0 and 10 ± 0
-    """
-    check_params(params)
-    check_at_least("num_probes", num_probes, MIN_PROBES, "too few for a standard error")
-    keys = jax.random.split(key, num_probes)
-    samples = np.asarray(_quadratic_forms(as_pytree(f), params, keys, curvature))
-    check_finite("matrix-vector products", samples)
-    return Traces(*(estimate(column) for column in samples.T))
+def _cut(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
+    # Where a Krylov space is exhausted the next basis vector is made of rounding and
+    # not orthogonal to the others. Uncoupled from the first it has no weight.
+    cut = np.array(tridiagonals, np.float64)
+    check_finite("matrix-vector products", cut[:, 0, 0])
+    for matrix, overlap in zip(cut, overlaps, strict=True):
+        lost = ~(overlap < 1e-3)  # NaN, too
+        if np.any(lost):
+            k = int(np.argmax(lost))
+            matrix[k:] = matrix[:, k:] = 0.0
+    check_finite("matrix-vector products", cut)
+    return cut
 
 
 def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:
@@ -274,27 +236,16 @@ def _multiply(f: Any, params: Any, vector: jax.Array, curvature: Curvature) -> A
     return flat_product(f, params, curvature)(vector)
 
 
-def _signs(params: Any, key: jax.Array) -> jax.Array:
-    vector, _ = ravel_pytree(params)
-    return jax.random.rademacher(key, vector.shape, vector.dtype)
-
-
 @partial(jax.jit, static_argnames=("num_steps", "curvature"))
 def _tridiagonalise(
     f: Any, params: Any, keys: jax.Array, num_steps: int, curvature: Curvature
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     lanczos = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
     multiply = flat_product(f, params, curvature)
-    return jax.vmap(lambda key: lanczos(multiply, _signs(params, key))[1])(keys)
 
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        basis, tridiagonal, *_ = lanczos(multiply, random_signs(params, key))
+        products = jnp.tril(basis @ basis.T, -1)
+        return tridiagonal, jnp.max(jnp.abs(products), axis=1)
 
-@partial(jax.jit, static_argnames="curvature")
-def _quadratic_forms(f: Any, params: Any, keys: jax.Array, curvature: Any) -> Any:
-    multiply = flat_product(f, params, curvature)
-
-    def one(key: jax.Array) -> jax.Array:
-        probe = _signs(params, key)
-        product = multiply(probe)
-        return jnp.stack([probe @ product, product @ product])
-
-    return jax.lax.map(one, keys)
+    return jax.vmap(one)(keys)

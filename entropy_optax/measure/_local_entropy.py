@@ -1,0 +1,243 @@
+"""The value of local entropy of any loss, with its error, or "not converged"."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import numpy as np
+from scipy import special
+
+from entropy_optax.measure._bridge import (
+    Gates,
+    Ladder,
+    bonferroni,
+    bridge_energies,
+    check_ladder,
+    rounding,
+)
+from entropy_optax.measure._chains import Target, energies_of_draws, make_target
+from entropy_optax.measure._checks import (
+    MeasureError,
+    check_finite,
+    check_params,
+    check_positive,
+)
+from entropy_optax.measure._curvature import Progress
+from entropy_optax.measure._estimate import Estimate
+from entropy_optax.measure._laplace import proximal_point
+from entropy_optax.measure._local_entropy_result import (
+    LocalEntropyDiagnostics,
+    LocalEntropyEstimate,
+    not_converged,
+)
+from entropy_optax.measure._objective import Function, Params, as_pytree
+from entropy_optax.measure._runner import ChainSettings, Runner, check_settings, shares
+from entropy_optax.measure._thermodynamic import run_ladder
+
+MIN_EFFECTIVE = 100
+Method = Literal["auto", "monte_carlo", "thermodynamic_integration"]
+
+
+def local_entropy(
+    f: Function,
+    params: Params,
+    *,
+    gamma: float,
+    temperature: float,
+    key: jax.Array,
+    method: Method = "auto",
+    settings: ChainSettings | None = None,
+    progress: Progress | None = None,
+) -> LocalEntropyEstimate:
+    r"""Estimates the normalised local entropy of a loss.
+
+    .. math::
+      \Phi(x; \beta, \gamma) = \log E_{\xi \sim N(0, I / (\beta \gamma))}
+        \exp(-\beta f(x + \xi)), \qquad \beta = 1 / T,
+
+    in nats. It is 0 for f = 0 in any dimension, so nets can be compared.
+    :math:`F_\beta = \Phi + \frac{n}{2} \log \frac{2 \pi}{\beta \gamma}` is the log of
+    the integral in the paper, and :math:`F = T F_\beta` local entropy at temperature T,
+    in units of the loss.
+
+    Two methods, the cheaper first:
+
+    1. Plain Monte Carlo, if its effective sample size is 100 or more **and** its mean
+       energy at s = 1 agrees with that of chains which started at modes (the
+       effective sample size alone does not see a valley into which no draw fell).
+    2. Thermodynamic integration over s in :math:`e^{-s \beta f}`, :math:`d\Phi / ds =
+       -\langle \beta f \rangle_s`. Chains climb an adaptive ladder of s from exact
+       draws of the Gaussian, others descend it from modes; the stages are summed by
+       Bennett's acceptance ratio, which has no error of discretisation. Refused unless
+       both directions agree within 3 standard errors (in all and, allowing for their
+       number, at each rung), chains mix (R-hat 1.2) and rungs overlap.
+
+    If x is many standard deviations from the maximiser of the integrand, the second
+    method moves the Gaussian there, an exact change of variables.
+
+    Args:
+      f: the loss, of the whole data set: energies of minibatches are biased
+        (:math:`\log E \exp`).
+      params: x, a tree.
+      gamma: the scope.
+      temperature: T.
+      key: PRNG key.
+      method: "auto" is the order above; or one of the two alone.
+      settings: how much work; see `ChainSettings`.
+      progress: called with how much is done and how much there is, roughly.
+
+    Returns:
+      Phi with standard error, bracket and diagnostics. Where no method passes its gates
+      `converged` is False and Phi is NaN.
+
+    Raises:
+      MeasureError: if energies are not finite, or an argument is out of its range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from entropy_optax import measure
+      >>> f = lambda x: 0.5 * jnp.sum(x**2)
+      >>> out = measure.local_entropy(
+      ...     f, jnp.zeros(2), gamma=1.0, temperature=1.0, key=jax.random.key(0)
+      ... )
+      >>> out.method, abs(out.phi + jnp.log(2)) < 3 * out.standard_error  # exact
+      ('monte_carlo', Array(True, dtype=bool))
+
+    References:
+      Chaudhari et al., `Entropy-SGD <https://arxiv.org/abs/1611.01838>`_, ICLR 2017,
+      section 3; Gelman and Meng, `Simulating normalizing constants
+      <https://doi.org/10.1214/ss/1028905934>`_, 1998.
+    """
+    settings = check_settings(settings)
+    _check(params, gamma, temperature, method)
+    report = shares(progress)
+    f = as_pytree(f)
+    target = make_target(f, params, gamma, temperature)
+    runner = Runner(settings, target.shift.size)
+    keys = jax.random.split(key, 3)
+    volume = 0.5 * target.shift.size * np.log(2 * np.pi * temperature / gamma)
+    tail = (temperature, float(volume))
+
+    seen = LocalEntropyDiagnostics()
+    if method != "thermodynamic_integration":
+        out = _monte_carlo(runner, target, keys[0], tail, report)
+        if out.converged or method == "monte_carlo":
+            report(1.0)
+            return out
+        seen = out.diagnostics
+    target = _centred(target, gamma, settings)
+    ladder = run_ladder(runner, target, keys[1], report)
+    return _integrated(ladder, runner, seen, tail)
+
+
+def _check(params: Params, gamma: float, temperature: float, method: str) -> None:
+    check_params(params)
+    check_positive("gamma", gamma)
+    check_positive("temperature", temperature)
+    if method not in ("auto", "monte_carlo", "thermodynamic_integration"):
+        raise MeasureError(
+            f"method: got {method!r}, wanted 'auto', 'monte_carlo' or"
+            " 'thermodynamic_integration'"
+        )
+
+
+def _centred(target: Target, gamma: float, settings: ChainSettings) -> Target:
+    if settings.center is False:
+        return target
+    shift = proximal_point(target.f, target.params, gamma).shift / float(target.sigma)
+    if settings.center is None and np.linalg.norm(shift) <= settings.far:
+        return target
+    return target._replace(shift=target.shift + shift)
+
+
+def _monte_carlo(
+    runner: Runner,
+    target: Target,
+    key: jax.Array,
+    tail: tuple[float, float],
+    report: Callable[[float], None],
+) -> LocalEntropyEstimate:
+    keys = jax.random.split(key, 3)
+    count = runner.settings.num_samples
+    parts = []
+    for part in np.array_split(np.arange(count), max(1, count // 200)):
+        draws = jax.random.split(keys[0], count)[part]
+        size = runner.batch_size
+        parts.append(energies_of_draws(target, draws, batch_size=size))
+        report(0.5 * (part[-1] + 1) / count)
+    runner.num_gradients += count
+    energy = np.concatenate([np.asarray(p, np.float64) for p in parts])
+    check_finite("f: energies of Gaussian draws around params", energy)
+    phi = float(special.logsumexp(-energy) - np.log(count))
+    weights = np.exp(-energy - phi)  # of mean 1
+    eps = float(np.finfo(target.shift.dtype).eps)
+    floor = rounding(eps, float(np.max(np.abs(energy))))
+    error = float(np.hypot(weights.std(ddof=1) / count**0.5, floor))
+    effective = float(weights.sum() ** 2 / np.sum(weights**2))
+    mean = float(np.mean(weights * energy))
+    bracket = (-float(energy.mean()), -mean)
+    seen = LocalEntropyDiagnostics(effective_sample_size=effective)
+    reasons = [f"effective sample size is {effective:.0f}, wanted {MIN_EFFECTIVE}"]
+    if effective >= MIN_EFFECTIVE:
+        chains = runner.from_a_mode(target, keys[1])
+        _, stage = runner.run(target, chains, 1.0, keys[2])
+        means = stage.energy.mean(0)
+        variance = np.sum((weights * (energy - mean)) ** 2) / count**2
+        variance += means.var(ddof=1) / len(means)
+        z = (mean - means.mean()) / max(variance, 1e-300) ** 0.5
+        limit = bonferroni(1, len(means))
+        reasons = []
+        if abs(z) > limit:
+            reasons = [f"draws and chains differ in energy by {z:.1f} standard errors"]
+        seen = seen._replace(mean_energy_z=float(z), acceptance=stage.acceptance)
+    seen = seen._replace(reasons=tuple(reasons), num_energies=runner.num_gradients)
+    if reasons:
+        return not_converged(bracket, tail, seen)
+    num_samples = int(effective)
+    return LocalEntropyEstimate(
+        phi, error, bracket, "monte_carlo", True, num_samples, *tail, seen
+    )
+
+
+def _integrated(
+    ladder: Ladder | None,
+    runner: Runner,
+    seen: LocalEntropyDiagnostics,
+    tail: tuple[float, float],
+) -> LocalEntropyEstimate:
+    cost = runner.num_gradients
+    if ladder is None:
+        reason = f"the ladder needs more than {runner.settings.max_rungs} rungs"
+        seen = seen._replace(num_energies=cost, reasons=(*seen.reasons, reason))
+        return not_converged((np.nan, np.nan), tail, seen)
+    gates: Gates = check_ladder(ladder)
+    both = np.concatenate([ladder.forward, ladder.backward], axis=-1)
+    total = bridge_energies(ladder.s, both, ladder.precision)
+    means, widths = both.mean(axis=(1, 2)), np.diff(ladder.s)
+    bracket = (-float(widths @ means[:-1]), -float(widths @ means[1:]))
+    count = both.shape[-1]
+    as_estimate = lambda b: Estimate(b.value, b.standard_error, count // 2)
+    seen = seen._replace(
+        acceptance=gates.acceptance,
+        forward=as_estimate(gates.forward),
+        backward=as_estimate(gates.backward),
+        difference_z=gates.difference_z,
+        worst_rung_z=gates.worst_rung_z,
+        r_hat=gates.r_hat,
+        gap=gates.gap,
+        num_rungs=len(ladder.s),
+        num_energies=cost,
+        reasons=gates.reasons,
+    )
+    if gates.reasons:
+        return not_converged(bracket, tail, seen)
+    return LocalEntropyEstimate(
+        total.value,
+        total.standard_error,
+        bracket,
+        "thermodynamic_integration",
+        True,
+        count,
+        *tail,
+        seen,
+    )

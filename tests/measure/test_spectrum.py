@@ -1,0 +1,244 @@
+"""Spectra against dense linear algebra, and stochastic ones within their errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from entropy_optax import measure
+
+SEEDS = (1, 2, 3)
+
+
+def with_spectrum(values):
+    """A quadratic with the given eigenvalues in a random basis, and its matrix."""
+    n = len(values)
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))
+    matrix = basis @ np.diag(values) @ basis.T
+    return (lambda x: 0.5 * x @ jnp.asarray(matrix, x.dtype) @ x), matrix
+
+
+def network():
+    """A small perceptron's loss, as an objective of 37 examples in chunks of 10."""
+    generator = np.random.default_rng(1)
+    data = {
+        "x": generator.normal(size=(37, 5)),
+        "y": generator.integers(0, 3, size=37),
+    }
+    params = {
+        "w1": jnp.asarray(generator.normal(size=(5, 6))),
+        "b1": jnp.zeros(6, jnp.result_type(float)),
+        "w2": jnp.asarray(generator.normal(size=(6, 3))),
+    }
+
+    def predict(params, batch):
+        return jnp.tanh(batch["x"] @ params["w1"] + params["b1"]) @ params["w2"]
+
+    def criterion(logits, batch):
+        rows = jnp.arange(len(batch["y"]))
+        return -jnp.mean(jax.nn.log_softmax(logits)[rows, batch["y"]])
+
+    f = measure.model_objective(predict, criterion, data, params, chunk_size=10)
+    return f, params, data, predict, criterion
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_extremes_equal_dense_ones(seed):
+    values = np.concatenate([[40.0, 12.0, 11.9], np.linspace(-0.5, 1.0, 97)])
+    f, _ = with_spectrum(values)
+    key = jax.random.key(seed)
+    with jax.enable_x64(True):
+        found = measure.extreme_eigenvalues(f, jnp.ones(100), key=key, num=3)
+    np.testing.assert_allclose(found.largest, [40.0, 12.0, 11.9], rtol=1e-4)
+    np.testing.assert_allclose(found.smallest, np.sort(values)[:3], rtol=1e-4)
+    assert found.largest_residuals.max() < 1e-2
+    # There is an eigenvalue within the residual of each.
+    for value, residual in zip(found.smallest, found.smallest_residuals, strict=True):
+        assert np.abs(values - value).min() <= residual + 1e-9
+    lengths = np.linalg.norm(found.smallest_vectors, axis=1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_a_network_against_the_textbook(curvature):
+    with jax.enable_x64(True):
+        f, params, data, predict, criterion = network()
+        vector, unravel = ravel_pytree(params)
+        loss = lambda v: criterion(predict(unravel(v), data), data)
+        if curvature == "hessian":
+            exact = jax.hessian(loss)(vector)
+        else:
+            jacobian = jax.jacobian(lambda v: predict(unravel(v), data))(vector)
+            inner = jax.hessian(lambda o: criterion(o, data))(predict(params, data))
+            exact = jnp.einsum("abi,abcd,cdj->ij", jacobian, inner, jacobian)
+        dense = measure.dense_hessian(f, params, curvature=curvature, block_size=7)
+        np.testing.assert_allclose(dense, exact, atol=1e-12)
+        values = np.linalg.eigvalsh(exact)
+        spectrum = measure.dense_spectrum(f, params, curvature=curvature)
+        np.testing.assert_allclose(spectrum, values, atol=1e-12)
+        ends = measure.extreme_eigenvalues(
+            f, params, key=jax.random.key(1), curvature=curvature
+        )
+        np.testing.assert_allclose(ends.largest[0], values[-1], rtol=1e-4)
+        np.testing.assert_allclose(ends.smallest[0], values[0], rtol=1e-4, atol=1e-9)
+
+
+def test_float32_agrees_with_float64():
+    f, params, *_ = network()
+    ends = measure.extreme_eigenvalues(f, params, key=jax.random.key(1))
+    with jax.enable_x64(True):
+        f, params, *_ = network()
+        exact = measure.dense_spectrum(f, params)
+    np.testing.assert_allclose(ends.largest[0], exact[-1], rtol=1e-4)
+    np.testing.assert_allclose(ends.smallest[0], exact[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_density_is_within_its_errors(seed):
+    values = np.concatenate([np.zeros(70), np.linspace(0.5, 20, 26), -np.ones(4)])
+    f, matrix = with_spectrum(values)
+    with jax.enable_x64(True):
+        found = measure.spectral_density(
+            f, jnp.zeros(100), key=jax.random.key(seed), num_probes=40, num_steps=80
+        )
+    for estimate, exact in (
+        (found.share_below(0.1), 0.7),
+        (found.share_negative(0.1), 0.04),
+        (found.trace(), np.trace(matrix)),
+        (found.trace_of_square(), np.trace(matrix @ matrix)),
+        (found.log_determinant(2.0), np.sum(np.log1p(values / 2.0))),
+    ):
+        assert abs(estimate.value - exact) < 3.5 * estimate.standard_error
+        assert estimate.num_samples == 40
+    assert found.truncation(0.1) < 1e-6  # 28 different eigenvalues, 40 steps
+    np.testing.assert_allclose(found.nodes.max(), 20.0, rtol=1e-6)
+    grid = np.linspace(-3, 23, 400)
+    curve = found.curve(grid, 0.5)
+    exact = np.exp(-(((grid[:, None] - values) / 0.5) ** 2) / 2).mean(axis=1)
+    exact /= 0.5 * np.sqrt(2 * np.pi)
+    misses = np.abs(curve.values - exact) > 3.5 * curve.standard_errors + 1e-9
+    assert misses.mean() < 0.02
+    np.testing.assert_allclose(np.trapezoid(curve.values, grid), 1.0, rtol=1e-3)
+    bins = found.histogram(np.array([-2.0, -0.1, 0.1, 30.0]))
+    np.testing.assert_allclose(bins.values.sum(), 1.0)
+    assert abs(bins.values[1] - 0.7) < 3.5 * bins.standard_errors[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_too_few_steps_show_in_the_truncation(seed):
+    values = np.concatenate([np.linspace(0.0, 1.0, 99), [40.0]])
+    f, _ = with_spectrum(values)
+    with jax.enable_x64(True):
+        x, key = jnp.zeros(100), jax.random.key(seed)
+        few = measure.spectral_density(f, x, key=key, num_steps=4)
+        many = measure.spectral_density(f, x, key=key, num_steps=100)
+    exact = np.mean(values <= 0.45)
+    biased, right = few.share_below(0.45), many.share_below(0.45)
+    assert abs(right.value - exact) < 3.5 * right.standard_error
+    assert abs(biased.value - exact) > 5 * right.standard_error
+    assert few.truncation(0.45) > 5 * right.standard_error
+
+
+def test_exhausted_krylov_spaces():
+    # One or two distinct eigenvalues: Lanczos is done after as many steps.
+    for values, share in ((np.ones(8), 0.0), (np.zeros(8), 1.0)):
+        f = lambda x, values=values: 0.5 * jnp.sum(jnp.asarray(values, x.dtype) * x**2)
+        found = measure.spectral_density(f, jnp.zeros(8), key=jax.random.key(0))
+        assert found.share_below(0.5).value == pytest.approx(share, abs=1e-5)
+        assert found.trace().value == pytest.approx(values.sum(), abs=1e-4)
+
+
+def test_batches_of_probes_change_nothing():
+    f, params, *_ = network()
+    key, done = jax.random.key(3), []
+    whole = measure.spectral_density(f, params, key=key, num_steps=10)
+    parts = measure.spectral_density(
+        f,
+        params,
+        key=key,
+        num_steps=10,
+        max_floats=10 * 54 * 7,
+        progress=lambda *at: done.append(at),
+    )
+    np.testing.assert_allclose(whole.nodes, parts.nodes, rtol=1e-4, atol=1e-4)
+    assert done == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_traces_are_within_their_errors(seed):
+    with jax.enable_x64(True):
+        f, params, *_ = network()
+        exact = measure.dense_hessian(f, params)
+        found = measure.traces(f, params, key=jax.random.key(seed), num_probes=200)
+    for estimate, matrix in (
+        (found.trace, exact),
+        (found.trace_of_square, exact @ exact),
+    ):
+        assert abs(estimate.value - np.trace(matrix)) < 3.5 * estimate.standard_error
+
+
+def test_student_intervals_cover_the_trace():
+    # 400 repeats with 30 probes: 95 % within binomial error of 3.3 %.
+    f, matrix = with_spectrum(np.linspace(-1.0, 5.0, 60))
+    hits = 0
+    for seed in range(400):
+        found = measure.traces(
+            f, jnp.zeros(60), key=jax.random.key(seed), num_probes=30
+        )
+        low, high = found.trace.interval()
+        hits += low <= np.trace(matrix) <= high
+    assert 0.917 < hits / 400 < 0.983
+
+
+def test_errors_name_what_is_wrong():
+    f, x, key = (lambda x: jnp.sum(x**2)), jnp.ones(4), jax.random.key(0)
+    for call, message in (
+        (
+            lambda: measure.spectral_density(f, x, key=key, num_probes=2),
+            "num_probes: got 2",
+        ),
+        (
+            lambda: measure.spectral_density(f, x, key=key, num_steps=1),
+            "num_steps: got 1",
+        ),
+        (lambda: measure.traces(f, x, key=key, num_probes=29), "wanted 30 or more"),
+        (lambda: measure.extreme_eigenvalues(f, x, key=key, num=2), "num: got 2"),
+        (
+            lambda: measure.traces(f, {"w": x, "step": jnp.int32(3)}, key=key),
+            r"leaf \['step'\] is int32, wanted floats",
+        ),
+        (
+            lambda: measure.traces(lambda x: jnp.sum(x**4), x * jnp.nan, key=key),
+            "not finite",
+        ),
+        (lambda: measure.traces(f, x, key=key, curvature="fisher"), "wanted 'hessian'"),
+        (
+            lambda: measure.traces(f, x, key=key, curvature="gauss_newton"),
+            "wants model_objective",
+        ),
+        (
+            lambda: measure.dense_hessian(f, jnp.ones(50_890)),
+            "a matrix of 50890 params takes 10.4",
+        ),
+        (
+            lambda: measure.spectral_density(f, x, key=key).share_below(0.0),
+            "threshold: got 0.0",
+        ),
+        (
+            lambda: measure.spectral_density(
+                lambda x: -f(x), x, key=key
+            ).log_determinant(1.0),
+            "positive definite",
+        ),
+    ):
+        with pytest.raises(measure.MeasureError, match=message):
+            call()
+    far = np.geomspace(1e-7, 1.0, 300)
+    f, _ = with_spectrum(far)
+    with pytest.raises(
+        measure.MeasureError, match="smallest eigenvalues: not converged"
+    ):
+        measure.extreme_eigenvalues(
+            f, jnp.ones(300), key=key, max_products=40, tolerance=1e-12
+        )
