@@ -1,4 +1,4 @@
-"""The command line: `entropy-optax train`, `tune`, `table1`, `study`, `report`."""
+"""The command line `entropy-optax`: one subcommand for each kind of work."""
 
 import dataclasses
 import pathlib
@@ -32,6 +32,7 @@ Examples:
   entropy-optax tune --grid quickstart_grid --out results/quickstart
   entropy-optax table1 --row lenet --optimizer entropy_sgd --seed 0
   entropy-optax study --part compare --scenario 500
+  entropy-optax measure runs/table1/lenet/tuned-4880/entropy_sgd-0
   entropy-optax report"""
 
 
@@ -104,17 +105,49 @@ class Study:
     """Ask where flat minima should pay, on small training sets of shipped digits.
 
     Every part writes records below OUT. `compare` tunes all methods and runs ten fresh
-    seeds; the others start from what it chose.
+    seeds; most others start from what it chose.
     """
 
     part: Literal[
-        "compare", "headroom", "ablation", "transfer", "repetition", "stability"
+        "compare",
+        "headroom",
+        "ablation",
+        "transfer",
+        "repetition",
+        "stability",
+        "spectra",
+        "valleys",
+        "landscape",
+        "smoothness",
     ]
-    """What to run."""
+    """What to run; the last four are about geometry and write to results/measure."""
     scenario: tuple[str, ...] = ()
     """Training sets, by default all of `compare` and the main ones of the others."""
-    out: pathlib.Path = pathlib.Path("results/flat_minima")
-    """Folder of the records."""
+    out: pathlib.Path | None = None
+    """Folder of the records; by default results/flat_minima or results/measure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Measure how wide the minimum of a trained network is.
+
+    Writes report.json, spectrum.png, noise.png and local_entropy.png: the spectrum of
+    the Hessian, the loss and the error under noise on the weights, local entropy over
+    gamma; each number with a standard error.
+    """
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of a finished run of `train` or `table1`."""
+    out: pathlib.Path | None = None
+    """Folder to write to; by default RUN/measure."""
+    optimizer: OptimizerName | None = None
+    """Which of the run's networks; by default the last optimizer's."""
+    seed: int | None = None
+    """Which of the run's networks; by default the first seed's."""
+    num_examples: int = 200
+    """Training examples to measure on, the first ones; time grows with them."""
+    temperature: float = 0.01
+    """Of local entropy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +199,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return table1.run(
                 settings, folder, _console(), tensorboard=command.tensorboard
             )
+        if isinstance(command, Measure):
+            from entropy_optax.experiments import measure_run
+
+            return measure_run.run(
+                command.run,
+                command.out,
+                command.optimizer,
+                command.seed,
+                command.num_examples,
+                command.temperature,
+                _console(),
+            )
         if isinstance(command, Report):
             from entropy_optax.experiments import results_page
 
@@ -207,6 +252,7 @@ def _parse(argv: Sequence[str]) -> Any:
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Table1, tyro.conf.subcommand("table1")]
         | Annotated[Study, tyro.conf.subcommand("study")]
+        | Annotated[Measure, tyro.conf.subcommand("measure")]
         | Annotated[Report, tyro.conf.subcommand("report")]
     )
     return tyro.cli(

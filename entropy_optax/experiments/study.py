@@ -1,7 +1,7 @@
-"""The command `study`: the parts of the comparison on small training sets."""
+"""The command `study`: the parts of the comparison, and of the measured geometry."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -9,10 +9,18 @@ from entropy_optax.experiments import (
     ablation,
     flat_minima,
     headroom,
+    landscape,
+    matched_loss,
     repetition,
+    smoothness,
+    spectra,
     stability,
     transfer,
+    valleys,
 )
+from entropy_optax.experiments.settings import SettingsError
+
+Part = Callable[[str, pathlib.Path, Console], None]
 
 _SCENARIOS = {
     "compare": tuple(flat_minima.SCENARIOS),
@@ -20,43 +28,65 @@ _SCENARIOS = {
     "ablation": ("1000", "wrong20", "wrong40", "wrong20_nodecay"),
     "transfer": ("wrong40",),
     "repetition": ("1000", "wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
+    "valleys": tuple(matched_loss.SYSTEMS),
 }
-_MEASURES = {
+_MEASURES: dict[str, Part] = {
     "headroom": headroom.measure,
     "ablation": ablation.measure,
     "transfer": transfer.measure,
     "repetition": repetition.measure,
     "stability": lambda scenario, out, console: stability.measure(out, console),
+    "spectra": lambda scenario, out, console: spectra.run(out, console),
+    "valleys": lambda system, out, console: valleys.run(system, out, console),
+    "landscape": lambda scenario, out, console: landscape.measure(out, console),
+    "smoothness": lambda scenario, out, console: smoothness.measure(out, console),
 }
+_FLAT_MINIMA = pathlib.Path("results/flat_minima")
+_MEASURE = pathlib.Path("results/measure")
+_GEOMETRY = ("spectra", "valleys", "landscape", "smoothness")
+_ALONE = ("stability", "spectra", "landscape", "smoothness")
+"""Parts with a training set of their own."""
 
 
 def run(
     part: str,
     scenarios: Sequence[str],
-    out: pathlib.Path,
+    out: pathlib.Path | None,
     command: str,
     console: Console,
 ) -> int:
     """Runs one part.
 
     Args:
-      part: `"compare"`, `"headroom"`, `"ablation"`, `"transfer"`, `"repetition"` or
-        `"stability"`.
+      part: its name, as the command line has it.
       scenarios: names, the part's own if empty.
-      out: folder of the study.
+      out: folder of the records, by default the part's in `results/`.
       command: to be quoted in the records' pages.
       console: where progress goes.
 
     Returns:
       The exit code, 0 or 130 after Ctrl-C.
+
+    Raises:
+      SettingsError: if a part has no such scenario.
     """
+    if part in _GEOMETRY:
+        out = (out or _MEASURE) / part
+    else:
+        out = out or _FLAT_MINIMA
     for scenario in scenarios:
-        flat_minima.base_settings(scenario)  # refuses unknown names before any work
+        if part != "valleys":
+            flat_minima.base_settings(scenario)  # refuses unknown names before any work
+        elif scenario not in matched_loss.SYSTEMS:
+            raise SettingsError(
+                f"--scenario: got {scenario!r}, wanted one of"
+                f" {', '.join(matched_loss.SYSTEMS)}"
+            )
     try:
-        if part == "stability":
-            scenarios = [""]  # it has a training set of its own
+        if part in _ALONE:
+            scenarios = [""]
         for scenario in scenarios or _SCENARIOS[part]:
-            record = out / scenario / f"{part}.json"
+            record = _record(part, scenario, out)
             if record.exists():
                 console.print(f"Done before: {record}", soft_wrap=True, highlight=False)
             elif part == "compare":
@@ -67,3 +97,9 @@ def run(
         console.print("Stopped. The same command goes on; what is found is kept.")
         return 130
     return 0
+
+
+def _record(part: str, scenario: str, out: pathlib.Path) -> pathlib.Path:
+    if part == "valleys":
+        return out / f"{scenario}.json"
+    return out / scenario / f"{part}.json"

@@ -76,7 +76,7 @@ def train(system: str, runs: pathlib.Path, console: Console) -> dict[str, Any]:
 def run(
     system: str, out: pathlib.Path, console: Console, runs: pathlib.Path | None = None
 ) -> None:
-    """Trains, measures and writes the record; resumable.
+    """Trains, measures and writes the record of one network; resumable.
 
     Args:
       system: the network's name.
