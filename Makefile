@@ -109,6 +109,12 @@ bench-kept: ONLY = seconds_per_gradient or pytorch
 bench-kept: env  ## time a gradient with memory kept between calls (Linux; 20 minutes)
 	$(KEEP) $(MAKE) --no-print-directory bench RECORD='$(RECORD)' ONLY='$(ONLY)'
 
+.PHONY: bench-measure
+bench-measure: RECORD = benchmarks/results/measure.json
+bench-measure: env  ## time the instruments and their peak memory, on idle cores (Linux; 12 minutes)
+	$(BIN)/python benchmarks/bench_measure.py $(RECORD)
+	$(BIN)/python benchmarks/table.py $(RECORD) docs/performance.md
+
 .PHONY: notebook
 notebook: env  ## bring the notebooks and their text forms in line, and run them
 	$(BIN)/jupytext --sync notebooks/*.ipynb

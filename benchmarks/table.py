@@ -1,4 +1,4 @@
-"""Print a record of make bench as Markdown: python benchmarks/table.py RECORD [PAGE].
+"""Print a record of make bench or bench-measure: python table.py RECORD [PAGE].
 
 With a page, its text between the marks <!-- NAME:begin --> and <!-- NAME:end -->, NAME
 being the record's without its suffix, is replaced as well.
@@ -41,12 +41,77 @@ def state(row: dict) -> str:
     return marked(f"{row['state_bytes']:,}", row["state_bytes"], goal)
 
 
+def measured_on(machine: dict) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    return (
+        f"{machine['device']}, {machine['cores']} cores of {machine['processor']}; "
+        f"Python {machine['python']}, {versions}."
+    )
+
+
+def digits(value: float) -> str:
+    """Round to two digits, and leave larger numbers whole."""
+    return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
+
+
+def in_gradients(row: dict) -> str:
+    low, high = row["quartiles"]
+    if not row["rounds"]:
+        return f"{digits(row['gradients'])} *"
+    return f"{digits(row['gradients'])} [{digits(low)}, {digits(high)}]"
+
+
+def in_seconds(row: dict) -> str:
+    seconds = row["seconds"]
+    text = f"{digits(seconds)} s" if seconds >= 1 else f"{digits(1e3 * seconds)} ms"
+    return text if row["rounds"] else f"{text} *"
+
+
+def in_memory(row: dict) -> str:
+    megabytes, params = row["first_bytes"] / 2**20, 4 * row["params"]
+    again = row.get("again_bytes")
+    if again is None:
+        return f"{digits(megabytes)} *"
+    copies = f"{digits(max(again, 0) / params)} copies"
+    return f"{digits(megabytes)}; {digits(max(again, 0) / 2**20)}, {copies}"
+
+
+def instrument_lines(record: dict) -> list[str]:
+    rows = record["rows"]
+    sizes = sorted({row["params"] for row in rows})
+    cells = {(row["instrument"], row["params"]): row for row in rows}
+    out = [measured_on(record["machine_info"])]
+    for title, show in (
+        ("time in full-batch gradients, [quartiles]", in_gradients),
+        ("time", in_seconds),
+        ("peak memory in MiB: first call; a later one", in_memory),
+    ):
+        heads = " | ".join(f"{size:,} params" for size in sizes)
+        out += ["", f"**{title}**", "", f"| | {heads} |"]
+        out.append("|---" * (len(sizes) + 1) + "|")
+        for name in dict.fromkeys(row["instrument"] for row in rows):
+            found = [cells.get((name, size)) for size in sizes]
+            shown = [
+                "" if not row else "refused" if "refused" in row else show(row)
+                for row in found
+            ]
+            out.append(f"| {name} | " + " | ".join(shown) + " |")
+    refusals = [row for row in rows if "refused" in row]
+    if refusals:
+        out += ["", "Refused:", ""]
+    out += [
+        f"- {row['instrument']}, {row['params']:,} params: {row['refused']}"
+        for row in refusals
+    ]
+    return out
+
+
 def lines(record: dict) -> list[str]:
     machine, rows = record["machine_info"], record["rows"]
-    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    if "instrument" in rows[0]:
+        return instrument_lines(record)
     out = [
-        f"{machine['device']}, {machine['cores']} cores of {machine['processor']}; "
-        f"Python {machine['python']}, {versions}. Ratio of medians, [quartiles of the "
+        f"{measured_on(machine)} Ratio of medians, [quartiles of the "
         f"rounds' own ratios], over {ROUNDS} rounds in turn if none are named."
     ]
     if machine["malloc"]:

@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from entropy_optax.experiments import results_measure_figures, results_stability
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS, estimate
 from entropy_optax.experiments.results_format import (
-    contender_label,
-    floats,
     lost_above,
 )
 
@@ -39,7 +38,13 @@ def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]
         )
     if "stability" in found:
         path = results / "flat_minima" / "stability.png"
-        drawn.append(_stability(path, found["stability"]))
+        drawn.append(results_stability.draw(path, found["stability"]))
+    if "spectra" in found:
+        path = results / "measure" / "spectra" / "spectra.png"
+        drawn.append(results_measure_figures.spectra(path, found["spectra"]))
+    if "valleys" in found:
+        path = results / "measure" / "valleys" / "valleys.png"
+        drawn.append(results_measure_figures.valleys(path, found["valleys"]))
     return drawn
 
 
@@ -160,33 +165,4 @@ def _headroom(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
             axes.grid(visible=True, alpha=0.3)
         line[0].set_ylabel("validation error (%)")
     panels[0][0].legend(fontsize=7)
-    return _save(figure, path)
-
-
-def _stability(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
-    figure = _figure(6.5, 4.2)
-    axes = figure.add_subplot()
-    contenders = dict.fromkeys(row["contender"] for row in record["rows"])
-    for name, marker in zip(contenders, "os^Dv<>", strict=False):
-        own = [row for row in record["rows"] if row["contender"] == name]
-        losses = np.array([np.mean(floats(row["training_loss"])) for row in own])
-        distances = np.array([np.mean(floats(row["distance"])) for row in own])
-        converged = losses < 0.1
-        axes.plot(
-            losses[converged],
-            distances[converged],
-            marker=marker,
-            label=contender_label(name),
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("training loss (nats)")
-    axes.set_ylabel("distance of the twins' params")
-    axes.set_title(
-        f"{record['num_pairs']} pairs, one example differs; rates rise to the left,"
-        " those that diverge are left out",
-        fontsize=9,
-    )
-    axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
     return _save(figure, path)

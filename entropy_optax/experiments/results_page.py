@@ -10,8 +10,11 @@ from rich.console import Console
 
 from entropy_optax.experiments import (
     flat_minima,
+    matched_loss,
     report,
     results_figures,
+    results_measure,
+    results_stability,
     results_summary,
     results_tables,
 )
@@ -23,10 +26,12 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "flat_minima": results_tables.flat_minima,
     "comparisons": results_tables.comparisons,
     "headroom": results_tables.headroom,
-    "stability": results_tables.stability,
+    "stability": results_stability.table,
     "ablation": results_tables.ablation,
     "transfer": results_summary.transfer,
     "repetition": results_summary.repetition,
+    "spectra": results_measure.spectra,
+    "valleys": results_measure.valleys,
 }
 
 
@@ -49,7 +54,9 @@ def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
         raise SettingsError(f"--results: {page} not found")
     taken = take_in(runs, results / "table1" / "runs.json")
     found = records(results)
-    page.write_text(with_tables(page.read_text(), found))
+    for text in (page, results / "measure" / "README.md"):
+        if text.exists():
+            text.write_text(with_tables(text.read_text(), found))
     drawn = results_figures.draw_all(results, found)
     console.print(
         f"{taken} new runs of table1; {len(found)} tables and {len(drawn)} figures in"
@@ -144,8 +151,23 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         found["comparisons"] = found["flat_minima"]
     if "table1" in found and "flat_minima" in found:
         found["summary"] = {name: found[name] for name in ("table1", "flat_minima")}
-    if (study / "stability.json").exists():
-        found["stability"] = json.loads((study / "stability.json").read_text())
+    geometry = results / "measure"
+    for name, path in (
+        ("stability", study / "stability.json"),
+        ("spectra", geometry / "spectra" / "spectra.json"),
+    ):
+        if path.exists():
+            found[name] = json.loads(path.read_text())
+    systems = [
+        (system, geometry / "valleys" / f"{system}.json")
+        for system in matched_loss.SYSTEMS
+    ]
+    if any(path.exists() for _, path in systems):
+        found["valleys"] = {
+            system: json.loads(path.read_text())
+            for system, path in systems
+            if path.exists()
+        }
     return found
 
 

@@ -9,7 +9,6 @@ from entropy_optax.experiments.names import ROWS
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     against,
-    contender_label,
     difference,
     floats,
     lost_above,
@@ -17,7 +16,6 @@ from entropy_optax.experiments.results_format import (
     mean_and_error,
     race,
 )
-from entropy_optax.experiments.stability import FIXED_RATE, at_matched_loss
 from entropy_optax.experiments.statistics import paired_bootstrap
 
 Record = dict[str, Any]
@@ -181,44 +179,6 @@ def headroom(records: dict[str, Record]) -> str:
             )
         rows.append([LABELS[method], *cells])
     return markdown(header, rows)
-
-
-def stability(record: Record) -> str:
-    """Distance, path and training loss of pairs, at one rate and at one loss.
-
-    Args:
-      record: `stability.json`.
-
-    Returns:
-      The table.
-    """
-    contenders = list(dict.fromkeys(row["contender"] for row in record["rows"]))
-    of = lambda name: [row for row in record["rows"] if row["contender"] == name]
-    fixed = {
-        name: next(r for r in of(name) if r["rate"] == FIXED_RATE)
-        for name in contenders
-    }
-    losses = (0.003, 0.002, 0.001)
-    rows = []
-    for name in contenders:
-        row = fixed[name]
-        matched = [at_matched_loss(of(name), loss) for loss in losses]
-        rows.append(
-            [
-                contender_label(name),
-                mean_and_error(row["distance"], 3),
-                mean_and_error(row["path_length"], 1),
-                mean_and_error(row["training_loss"], 4),
-                *("-" if m is None else f"{m:.3f}" for m in matched),
-            ]
-        )
-    header = ["contender", "distance", "path", "training loss"]
-    header += [f"distance at loss {loss:g}" for loss in losses]
-    return markdown(header, rows) + (
-        f"\n\n{record['num_pairs']} pairs; the first three columns at rate"
-        f" {FIXED_RATE:g}, the others between rates (- where no two"
-        " have that loss between them)."
-    )
 
 
 def ablation(records: dict[str, Record]) -> str:

@@ -1,7 +1,8 @@
 """Uniform stability: two runs whose training sets differ in one example.
 
-Hardt, Recht and Singer (2016) bound the generalisation gap by how far apart such runs
-end. Both start from the same params and see the same minibatches in the same order.
+Hardt, Recht and Singer (2016) bound the generalisation gap by how far apart the losses
+of such runs are at any example, and that by how far apart their params are. Both start
+from the same params and see the same minibatches in the same order.
 """
 
 import dataclasses
@@ -25,10 +26,14 @@ from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
+from entropy_optax.measure._stability import growth_exponent
 
 NUM_PAIRS = 16
 NUM_TRAIN = 500
-CHUNK = 20  # gradients between two points of the path
+NUM_HELD_OUT = 2000
+CHUNK = 20  # gradients between two steps of the path length
+NUM_POINTS = 24  # at most, at which the path is recorded
+GROWTH_FROM = 100  # gradients: before, each example has been seen a few times only
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 FIXED_RATE = 0.05  # at 0.1 some diverge
 GAMMAS = (0.0, 1.0, 3.0, 10.0)
@@ -70,7 +75,8 @@ def measure(out: pathlib.Path, console: Console, num_gradients: int = 3000) -> N
         evaluate_every=num_gradients,
     )
     task = make_task(base)
-    memo = Memo(out / "stability.part", (base, RATES, GAMMAS, NUM_PAIRS, CHUNK))
+    numbers = (NUM_PAIRS, NUM_HELD_OUT, CHUNK, NUM_POINTS, GROWTH_FROM)
+    memo = Memo(out / "stability.part", (base, RATES, GAMMAS, numbers))
     rows: list[dict[str, Any]] = []
     for label, name, settings in contenders(base):
         step = compile_step(task, name, settings, 2 * NUM_PAIRS)
@@ -121,18 +127,44 @@ def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any
         return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
     @jax.jit
-    def losses(params: Any) -> Any:
-        batch = task.gather(task.data, jnp.arange(NUM_TRAIN))
-        one = lambda p: task.loss(p, {}, batch, jnp.int32(0), jax.random.key(0))[0]
-        return jax.vmap(one)(params)
+    def losses(params: Any, examples: Any) -> Any:
+        # Of each member at each example: batches of one.
+        batches = jax.tree.map(lambda leaf: leaf[:, None], examples)
+        one = lambda p, b: task.loss(p, {}, b, jnp.int32(0), jax.random.key(0))[0]
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(params, batches)
+
+    training = task.gather(task.data, jnp.arange(NUM_TRAIN))
+    test = task.dataset.test
+    held_out = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf[:NUM_HELD_OUT]), (test.images, test.labels)
+    )
+
+    def observe(params: Any) -> dict[str, np.ndarray]:
+        first, second = (
+            jax.tree.map(lambda leaf, i=i: leaf[i::2], params) for i in (0, 1)
+        )
+        own = np.asarray(losses(params, training), np.float64)
+        seen = np.asarray(losses(params, held_out), np.float64)
+        changes = np.abs(seen[0::2] - seen[1::2])
+        pairs = np.arange(NUM_PAIRS)
+        return {
+            "distance": np.asarray(norms(first, second), np.float64),
+            "training_loss": own[0::2].mean(axis=1),
+            "test_loss": seen[0::2].mean(axis=1),
+            # |f(w_S; z) - f(w_S'; z)|, at z that neither has seen, and that one has.
+            "held_out_mean": changes.mean(axis=1),
+            "held_out_max": changes.max(axis=1),
+            "differing": np.abs(own[2 * pairs, pairs] - own[2 * pairs + 1, pairs]),
+        }
 
     streams = [
         minibatches(NUM_TRAIN, settings.batch_size, i // 2) for i in range(count)
     ]
-    old, path = arrays["params"], np.zeros(count)
-    old = jax.tree.map(jnp.copy, old)
-    new = old
-    for _ in range(0, settings.num_gradients, CHUNK):
+    path = np.zeros(count)
+    old = jax.tree.map(jnp.copy, arrays["params"])
+    points = path_points(settings.num_gradients)
+    found = []
+    for done in range(CHUNK, settings.num_gradients + 1, CHUNK):
         indices = draw(streams, CHUNK // repeats(settings, name))
         for pair in range(NUM_PAIRS):
             twin = indices[2 * pair + 1]
@@ -141,13 +173,49 @@ def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any
         new = evaluated(arrays)
         path += np.asarray(norms(old, new))
         old = new
-    first = jax.tree.map(lambda leaf: leaf[0::2], new)
-    second = jax.tree.map(lambda leaf: leaf[1::2], new)
-    return {
-        "distance": np.asarray(norms(first, second)).tolist(),
-        "path_length": path[0::2].tolist(),
-        "training_loss": np.asarray(losses(first)).tolist(),
-    }
+        if done in points:
+            found.append(observe(new))
+    return _row(points, found, path[0::2])
+
+
+def path_points(num_gradients: int) -> list[int]:
+    """Where the path of a run is recorded.
+
+    Args:
+      num_gradients: of the run.
+
+    Returns:
+      Numbers of gradients, multiples of `CHUNK`, evenly spaced on a log scale.
+    """
+    chunks = np.geomspace(1, num_gradients // CHUNK, NUM_POINTS)
+    return [CHUNK * int(n) for n in np.unique(np.rint(chunks))]
+
+
+def _row(
+    points: list[int], found: list[dict[str, np.ndarray]], path_length: np.ndarray
+) -> dict[str, Any]:
+    # Each pair's numbers at the end; over the path their means and standard errors.
+    last = found[-1] | {"path_length": path_length}
+    row: dict[str, Any] = {name: _rounded(values) for name, values in last.items()}
+    late = [i for i, gradients in enumerate(points) if gradients >= GROWTH_FROM]
+    distances = np.array([found[i]["distance"] for i in late]).T
+    row["growth"] = None
+    if len(late) > 1 and np.all(np.isfinite(distances) & (distances > 0)):
+        growth = growth_exponent([points[i] for i in late], distances)
+        row["growth"] = _rounded(np.array([growth.value, growth.standard_error]))
+    path: dict[str, Any] = {"gradients": points}
+    row["path"] = path
+    for name in found[0]:
+        values = np.stack([point[name] for point in found])
+        path[name] = _rounded(values.mean(axis=1))
+        if name in ("distance", "held_out_mean"):
+            errors = values.std(axis=1, ddof=1) / NUM_PAIRS**0.5
+            path[f"{name}_error"] = _rounded(errors)
+    return row
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
@@ -176,3 +244,33 @@ def at_matched_loss(rows: list[dict[str, Any]], loss: float) -> float | None:
             logs = np.interp(np.log(loss), np.log(losses), np.log(distances))
             return float(np.exp(logs))
     return None
+
+
+def at_stopped_loss(row: dict[str, Any], loss: float) -> dict[str, float] | None:
+    """Means over the pairs where their training loss has fallen to a value.
+
+    Interpolates logarithms between the first point of the path with a lower loss and
+    the one before it.
+
+    Args:
+      row: of one contender at one rate.
+      loss: training loss in nats.
+
+    Returns:
+      Gradients, distance and mean change of the loss of held-out examples; None if the
+      loss was not reached, or before the first point.
+    """
+    path = row["path"]
+    losses = np.array(path["training_loss"], float)
+    below = np.flatnonzero(losses <= loss)
+    if not below.size or below[0] == 0:
+        return None
+    ends = slice(below[0] - 1, below[0] + 1)
+    at = lambda name: float(
+        np.exp(
+            np.interp(
+                -np.log(loss), -np.log(losses[ends]), np.log(np.array(path[name])[ends])
+            )
+        )
+    )
+    return {name: at(name) for name in ("gradients", "distance", "held_out_mean")}

@@ -70,10 +70,7 @@ def run(
     Raises:
       SettingsError: if a part has no such scenario.
     """
-    if part in _GEOMETRY:
-        out = (out or _MEASURE) / part
-    else:
-        out = out or _FLAT_MINIMA
+    out = (out or _MEASURE) / part if part in _GEOMETRY else out or _FLAT_MINIMA
     for scenario in scenarios:
         if part != "valleys":
             flat_minima.base_settings(scenario)  # refuses unknown names before any work

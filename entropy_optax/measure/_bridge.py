@@ -6,7 +6,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 MAX_DIFFERENCE = 3.0
-MAX_R_HAT = 1.2
+MAX_R_HAT = 1.3
 MAX_GAP = 3.0
 MIN_ACCEPTANCE = 0.2
 

@@ -121,6 +121,44 @@ def energies_of_draws(target: Target, keys: jax.Array, *, batch_size: int) -> ja
     return _map(lambda key: potential(target, draw(key)), keys, batch_size)
 
 
+def far_draw(target: Target, key: jax.Array, scale: Any) -> jax.Array:
+    """Draws y such that the displacement from params is `scale` times too large.
+
+    Args:
+      target: which one.
+      key: PRNG key.
+      scale: factor of the Gaussian's standard deviation.
+
+    Returns:
+      y, `[n]`.
+    """
+    like = target.shift
+    return scale * jax.random.normal(key, like.shape, like.dtype) - like
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def log_integrand_of_draws(
+    target: Target, keys: jax.Array, scales: jax.Array, *, batch_size: int
+) -> jax.Array:
+    """Computes `-V(y) - |y|^2 / 2` of far draws.
+
+    Args:
+      target: which one.
+      keys: a PRNG key for each draw, `[N]`.
+      scales: see `far_draw`, `[N]`.
+      batch_size: of them at once.
+
+    Returns:
+      It, `[N]`.
+    """
+
+    def function(pair: Any) -> jax.Array:
+        y = far_draw(target, *pair)
+        return -potential(target, y) - 0.5 * jnp.sum(y**2)
+
+    return _map(function, (keys, scales), batch_size)
+
+
 @partial(jax.jit, static_argnames="batch_size")
 def start_chains(target: Target, y: jax.Array, *, batch_size: int) -> Chains:
     """Starts chains.
@@ -141,8 +179,8 @@ def _values_and_gradients(target: Target, y: jax.Array, batch_size: int) -> Any:
     return _map(jax.value_and_grad(partial(potential, target)), y, batch_size)
 
 
-def _map(function: Callable[[jax.Array], Any], y: jax.Array, batch_size: int) -> Any:
-    if batch_size >= len(y):
+def _map(function: Callable[[Any], Any], y: Any, batch_size: int) -> Any:
+    if batch_size >= len(jax.tree.leaves(y)[0]):
         return jax.vmap(function)(y)
     return jax.lax.map(function, y, batch_size=batch_size)
 
@@ -194,7 +232,7 @@ def run_chains(
         y, energy, gradient, h = chains
         key_p, key_t = jax.random.split(key)
         p = jnp.sqrt(heat) * jax.random.normal(key_p, y.shape, y.dtype)
-        angle = jax.random.uniform(key_t, (), y.dtype, 0.0, QUARTER)
+        angle = jax.random.uniform(key_t, (), y.dtype, 0.3 * QUARTER, QUARTER)
         count = jnp.clip(jnp.ceil(angle / h), 1, max_leapfrogs).astype(jnp.int32)
         sin, cos = jnp.sin(h), jnp.cos(h)
 

@@ -12,21 +12,49 @@ class SpectralDensity:
     """The density of eigenvalues; made by `spectral_density`.
 
     Args:
-      tridiagonals: Lanczos matrix of each probe, `[probes, k, k]`.
+      nodes: Ritz values of each probe, `[probes, k]`.
+      weights: of the nodes, summing to 1 for each probe, `[probes, k]`.
       num_params: n, the number of eigenvalues.
+      half: nodes and weights after half the steps, for `truncation`.
 
     Attributes:
-      nodes: Ritz values of each probe, ascending, `[probes, k]`.
-      weights: of the nodes, summing to 1 for each probe, `[probes, k]`.
+      nodes: as given.
+      weights: as given.
       num_params: n.
     """
 
-    def __init__(self, tridiagonals: np.ndarray, num_params: int):
+    def __init__(
+        self,
+        nodes: np.ndarray,
+        weights: np.ndarray,
+        num_params: int,
+        half: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        self.nodes = np.asarray(nodes, np.float64)
+        self.weights = np.asarray(weights, np.float64)
         self.num_params = num_params
-        self.nodes, self.weights = _quadrature(tridiagonals)
+        self._half = half
+
+    @classmethod
+    def from_tridiagonals(
+        cls, tridiagonals: np.ndarray, num_params: int
+    ) -> "SpectralDensity":
+        """Makes it from Lanczos matrices.
+
+        Args:
+          tridiagonals: of each probe, `[probes, k, k]`.
+          num_params: n.
+
+        Returns:
+          The density.
+        """
         # The first k / 2 steps are the leading block: nothing is run twice.
         half = max(1, tridiagonals.shape[1] // 2)
-        self._half = _quadrature(tridiagonals[:, :half, :half])
+        return cls(
+            *_quadrature(tridiagonals),
+            num_params,
+            _quadrature(tridiagonals[:, :half, :half]),
+        )
 
     @property
     def num_steps(self) -> int:
@@ -69,7 +97,12 @@ class SpectralDensity:
         Returns:
           The absolute difference; where it is well above the standard error, more
           steps are needed.
+
+        Raises:
+          MeasureError: if what half the steps gave is not known.
         """
+        if self._half is None:
+            raise MeasureError("half: got None, wanted nodes and weights")
         nodes, weights = self._half
         half = np.sum(weights * (np.abs(nodes) <= threshold), axis=1)
         return abs(float(np.mean(half)) - self.share_below(threshold).value)

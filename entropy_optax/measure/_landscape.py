@@ -108,7 +108,8 @@ def smoothed_landscape(
     check_finite("values", values)
     check_positive("gamma", gamma)
     check_at_least("temperature", temperature, 0)
-    steps = [spacing] * values.ndim if np.ndim(spacing) == 0 else list(spacing)  # pyright: ignore
+    given = np.asarray(spacing, np.float64)
+    steps = given if given.ndim else np.full(values.ndim, given)
     if values.ndim == 0 or len(steps) != values.ndim:
         raise MeasureError(
             f"spacing: got {len(steps)} for values of {values.ndim} axes, wanted one"
@@ -125,7 +126,8 @@ def smoothed_landscape(
         else:
             weights = _log_weights(size, stiffness / temperature)
             smooth = lambda line, weights=weights: (
-                -temperature * special.logsumexp(weights - line / temperature, axis=1)
+                -temperature
+                * np.asarray(special.logsumexp(weights - line / temperature, axis=1))
             )
         values = np.apply_along_axis(smooth, axis, values)
     return values

@@ -139,9 +139,9 @@ def lemma_counterexample(
     """Measures `f = A cos(w x) + s x`, of which the smoothness lemma is false.
 
     Its second derivative is within ± A w². At the default, 9, with T = 1 and gamma 20
-    the local entropy is 1.09 times *less* smooth than f, where the lemma promises
-    smoother for every c: negative curvature has grown. At gamma 5 and 1 it is .53 and
-    .01 times as smooth. At lower temperatures it is worse, up to
+    the Lipschitz constant of G' is 1.09 times that of f', where the lemma promises less
+    than 1 for every c: negative curvature has grown. At gamma 5 and 1 it is .53 and .01
+    times. At lower temperatures it is worse, up to
     `gamma / (gamma - A w²)`. The slope s moves G along x and adds s to G', no more: if
     s is large, sup |G'| / sup |f'| is near 1, so the lemma's first half fails with it.
     The lemma's assumption does not hold here: f'' goes through 0.

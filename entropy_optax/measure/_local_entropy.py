@@ -70,7 +70,7 @@ def local_entropy(
        draws of the Gaussian, others descend it from modes; the stages are summed by
        Bennett's acceptance ratio, which has no error of discretisation. Refused unless
        both directions agree within 3 standard errors (in all and, allowing for their
-       number, at each rung), chains mix (R-hat 1.2) and rungs overlap.
+       number, at each rung), chains mix (R-hat 1.3) and rungs overlap.
 
     If x is many standard deviations from the maximiser of the integrand, the second
     method moves the Gaussian there, an exact change of variables.

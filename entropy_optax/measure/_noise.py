@@ -129,8 +129,13 @@ def noise_curve(
     samples = samples.astype(np.float64)
     check_finite("f under noise", samples)
     errors = samples.std(axis=0, ddof=1) / num_samples**0.5
-    baseline = float(jax.jit(lambda f, p: f(p))(f, params))
+    baseline = float(_value(f, params))
     return NoiseCurve(sizes, samples.mean(axis=0), errors, samples, baseline)
+
+
+@jax.jit
+def _value(f: Any, params: Params) -> jax.Array:
+    return f(params)
 
 
 @jax.jit

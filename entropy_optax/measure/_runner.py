@@ -11,6 +11,8 @@ from entropy_optax.measure._chains import (
     Chains,
     Record,
     Target,
+    far_draw,
+    log_integrand_of_draws,
     run_chains,
     start_chains,
 )
@@ -206,9 +208,11 @@ class Runner:
     def from_a_mode(self, target: Target, key: jax.Array) -> Chains:
         """Starts chains at modes of the integrand, for the way back.
 
-        Each descends from a draw of its own, twice as far out as the Gaussian around
-        `params`, and is then burnt in: what it knows of the energies comes from below,
-        what the chains from the reference know comes from above.
+        Each descends from a draw one to four times as far out as the Gaussian around
+        `params`, half of them from the best of eight times as many, and is then burnt
+        in: what it knows of the energies comes from below, what the chains from the
+        reference know comes from above. A valley that neither the draws nor the
+        descents meet stays unseen.
 
         Args:
           target: what they will sample.
@@ -218,9 +222,17 @@ class Runner:
           Their states.
         """
         keys = jax.random.split(key, 9)
-        shape = (self.settings.num_chains, target.shift.size)
-        y = 2 * jax.random.normal(keys[0], shape, target.shift.dtype) - target.shift
-        chains = self.start(target, y)
+        count = self.settings.num_chains
+        draw_keys = jax.random.split(keys[0], 8 * count)
+        scales = jnp.tile(jnp.linspace(1, 4, count, dtype=target.shift.dtype), 8)
+        depth = log_integrand_of_draws(
+            target, draw_keys, scales, batch_size=self.batch_size
+        )
+        self.num_gradients += len(scales)
+        order = np.argsort(-np.asarray(depth))
+        chosen = np.concatenate([order[: count // 2], np.arange(count)[count // 2 :]])
+        far = jax.vmap(far_draw, in_axes=(None, 0, 0))
+        chains = self.start(target, far(target, draw_keys[chosen], scales[chosen]))
         for k in (1, 2, 3):
             chains, _ = self.burn(target, chains, 1.0, keys[k], heat=COLD)
         for k in (4, 5, 6, 7):

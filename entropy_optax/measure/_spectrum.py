@@ -109,9 +109,11 @@ def extreme_eigenvalues(
         counter[0] += 1
         return multiply(vector)
 
-    operator = scipy.sparse.linalg.LinearOperator(
-        (size, size), matvec=counted, dtype=np.float64
-    )
+    shape: Any = (size, size)
+    linear: Any = scipy.sparse.linalg.LinearOperator
+    operator = linear(shape, matvec=counted, dtype=np.float64)
+    # SciPy's own types know integers for the tolerance alone.
+    relative: Any = tolerance
     # A wide basis costs memory and saves products.
     basis = min(size, max(2 * num + 1, 40))
     ends = {}
@@ -123,7 +125,7 @@ def extreme_eigenvalues(
                 which=which,
                 v0=first,
                 ncv=basis,
-                tol=tolerance,
+                tol=relative,
                 maxiter=max(1, max_products // basis),
             )
         except scipy.sparse.linalg.ArpackNoConvergence as error:
@@ -203,7 +205,7 @@ def spectral_density(
         tridiagonals.append(_cut(*map(np.asarray, found)))
         if progress is not None:
             progress(min(start + batch, num_probes), num_probes)
-    return SpectralDensity(np.concatenate(tridiagonals), size)
+    return SpectralDensity.from_tridiagonals(np.concatenate(tridiagonals), size)
 
 
 def _cut(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
@@ -244,6 +246,8 @@ def _tridiagonalise(
     multiply = flat_product(f, params, curvature)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        basis: Any
+        tridiagonal: Any
         basis, tridiagonal, *_ = lanczos(multiply, random_signs(params, key))
         products = jnp.tril(basis @ basis.T, -1)
         return tridiagonal, jnp.max(jnp.abs(products), axis=1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from entropy_optax.measure._checks import (
     MeasureError,
@@ -88,7 +89,7 @@ def stability_bound(
     return float((lipschitz / num_steps) ** exponent)
 
 
-def growth_exponent(num_steps: Sequence[float], distance: np.ndarray) -> Estimate:
+def growth_exponent(num_steps: ArrayLike, distance: ArrayLike) -> Estimate:
     """Fits `distance ~ T^a` to each pair, by least squares on logarithms.
 
     Args:
@@ -110,7 +111,8 @@ def growth_exponent(num_steps: Sequence[float], distance: np.ndarray) -> Estimat
       >>> str(measure.growth_exponent(steps, np.stack([steps**0.4, steps**0.6])))
       '0.5 ± 0.1'
     """
-    steps, distance = np.asarray(num_steps, float), np.asarray(distance, float)
+    steps = np.asarray(num_steps, float)
+    distance = np.asarray(distance, float)
     if distance.ndim != 2 or distance.shape[1:] != steps.shape or len(steps) < 2:
         raise MeasureError(
             f"distance: shape {distance.shape} with {steps.size} points of num_steps,"
@@ -237,7 +239,7 @@ def twin_runs(
             step = paired_distance(look_at(new, moved), look_at(state, params))
             return moved, new, path + step
 
-        return jax.lax.fori_loop(*ends, body, run)
+        return jax.lax.fori_loop(ends[0], ends[1], body, run)
 
     def losses(params: Params, examples: Any) -> jax.Array:
         batches = jax.tree.map(lambda leaf: leaf[:, None], examples)

@@ -46,7 +46,12 @@ def test_train_end_to_end(data_folder, tmp_path, capsys):
     assert main([*TINY, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     files = {path.name for path in out.iterdir()}
-    assert files == {"metrics.jsonl", "results.json", "error_vs_gradients.png"}
+    assert files == {
+        "metrics.jsonl",
+        "results.json",
+        "error_vs_gradients.png",
+        "networks",
+    }
     assert str(out) in printed.replace("\n", "")
     assert (out / "error_vs_gradients.png").read_bytes()[:4] == b"\x89PNG"
 

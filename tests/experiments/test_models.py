@@ -10,7 +10,11 @@ from jax import lax
 
 from entropy_optax.experiments import convolution
 from entropy_optax.experiments.convolution import conv_general_dilated, max_pool
-from entropy_optax.experiments.language_models import CharLSTM, WordLSTM
+from entropy_optax.experiments.language_models import (
+    LANGUAGE_MODELS,
+    CharLSTM,
+    WordLSTM,
+)
 from entropy_optax.experiments.models import MODELS, AllCNN, LeNet, MnistFC
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -29,6 +33,23 @@ def test_mnistfc_parameters():
     dense = lambda n_in, n_out: n_in * n_out + n_out
     expected = dense(784, 1024) + dense(1024, 1024) + dense(1024, 10)
     assert count(shapes(MnistFC())["params"]) == expected == 1_863_690
+
+
+def test_networks_of_the_papers_spectra():
+    # Chaudhari et al. (2017), Figures 1 and 3.
+    assert count(shapes(MODELS["lenet_small"]())["params"]) == 47_658
+    assert count(shapes(MODELS["mnistfc_small"]())["params"]) == 50_890
+    small = shapes(MODELS["mlp_small"](), image=(14, 14, 1))
+    assert count(small["params"]) == 6_634
+    model = LANGUAGE_MODELS["char_lstm_small"](vocab_size=87)
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    variables = jax.eval_shape(
+        lambda: model.init(
+            jax.random.key(0), tokens, model.initial_carry(1), train=False
+        )
+    )
+    # One layer: gates see 87 symbols, 48 units and a bias; then an output layer.
+    assert count(variables) == 4 * 48 * (87 + 48 + 1) + 49 * 87 == 30_375
 
 
 def test_mnistfc_with_batch_norm():

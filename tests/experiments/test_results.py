@@ -12,6 +12,7 @@ from rich.console import Console
 from entropy_optax.experiments import (
     results_format,
     results_page,
+    results_stability,
     results_summary,
     results_tables,
 )
@@ -122,6 +123,17 @@ def stability_row(contender, rate, distance, loss):
         "distance": distance,
         "path_length": [10.0, 30.0],
         "training_loss": loss,
+        "held_out_mean": [0.01, 0.03],
+        "held_out_max": [1.0, 3.0],
+        "differing": [0.1, 0.3],
+        "growth": None if None in distance else [0.5, 0.125],
+        # Loss and distance are powers of the gradients.
+        "path": {
+            "gradients": [20, 200, 2000],
+            "distance": [0.1, 0.2, 0.4],
+            "training_loss": [1.0, 0.1, 0.01],
+            "held_out_mean": [0.001, 0.01, 0.1],
+        },
     }
 
 
@@ -360,21 +372,32 @@ def test_headroom():
 
 
 def test_stability():
-    table = results_tables.stability(STABILITY)
-    # At .05; the loss .003 is log(3) / log(10) of the way from .009 to .0009.
+    first, _, second, _ = results_stability.table(STABILITY).split("\n\n")
+    assert cells(first, "SGD-Nesterov")[1:] == [
+        *("2.000 ± 1.000", "20.0 ± 10.0", "0.0090 ± 0.0000", "0.0200 ± 0.0100"),
+        *("2.00 ± 1.00", "0.200 ± 0.100", "0.50 ± 0.12"),
+    ]
+    # A pair that diverged.
+    lost = "Entropy-SGD, gamma 1"
+    assert cells(first, lost)[1:5] == [
+        *("not finite", "20.0 ± 10.0", "not finite", "0.0200 ± 0.0100")
+    ]
+    assert cells(first, lost)[-1] == "-"
+    # Stopped at .1 at the second point; .02 is log10(5) of the way to the third. At the
+    # end, .003 is log(3) / log(10) of the way from .009 to .0009.
+    part = np.log10(5)
+    stopped = ["0.200 (0.0100; 0.05; 200)"]
+    mean, gradients = 0.01 * 10**part, 200 * 10**part
+    stopped += [f"{0.2 * 2**part:.3f} ({mean:.4f}; 0.05; {gradients:.0f})"]
     between = [
         f"{2 * 2 ** (np.log(0.009 / loss) / np.log(10)):.3f}"
         for loss in (0.003, 0.002, 0.001)
     ]
-    assert cells(table, "SGD-Nesterov") == [
-        *("SGD-Nesterov", "2.000 ± 1.000", "20.0 ± 10.0", "0.0090 ± 0.0000", *between)
-    ]
-    # A pair that diverged.
-    assert cells(table, "Entropy-SGD, gamma 1") == [
-        *("Entropy-SGD, gamma 1", "not finite", "20.0 ± 10.0", "not finite"),
-        *("-", "-", "-"),
-    ]
-    assert "2 pairs" in table
+    assert cells(second, "SGD-Nesterov")[1:] == [*stopped, *between]
+    assert cells(second, lost)[3:] == ["-", "-", "-"]
+    assert "2 pairs at rate 0.05 after 2,000 gradients" in results_stability.table(
+        STABILITY
+    )
 
 
 def test_ablation():

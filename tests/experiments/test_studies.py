@@ -414,11 +414,15 @@ def twins(world, tmp_path_factory):
     return read(out / "stability.json"), starts, batches
 
 
+CHANGES = ("held_out_mean", "held_out_max", "differing")
+
+
 def shrink(patch):
     patch.setattr(stability, "NUM_PAIRS", 2)
     patch.setattr(stability, "NUM_TRAIN", 24)
     patch.setattr(stability, "RATES", (0.05, 0.1))
     patch.setattr(stability, "GAMMAS", (1.0,))
+    patch.setattr(stability, "GROWTH_FROM", 20)
 
 
 def test_twins_differ_in_one_example_only(twins):
@@ -451,6 +455,21 @@ def test_stability_record(twins):
     ]
     for row in record["rows"]:
         assert all(len(row[n]) == 2 for n in ("distance", "path_length"))
+        # The path ends where the record of its end is, and twins have parted before.
+        path = row["path"]
+        assert path["gradients"] == [20, 40]
+        for name in (*CHANGES, "distance", "training_loss", "test_loss"):
+            assert path[name][-1] == pytest.approx(np.mean(row[name]), rel=1e-4), name
+            assert len(row[name]) == 2
+            assert min(row[name]) > 0
+        assert np.all(np.array(row["held_out_max"]) > row["held_out_mean"])
+        spread = np.std(row["distance"], ddof=1) / 2**0.5
+        assert path["distance_error"][-1] == pytest.approx(spread, rel=1e-3)
+        # Both doublings are one: the exponents' mean is near that of the means.
+        doubling = np.log2(path["distance"][1] / path["distance"][0])
+        assert row["growth"][0] == pytest.approx(doubling, abs=0.3)
+        for values in (row["distance"], path["held_out_mean"]):
+            assert all(value == float(f"{value:.5g}") for value in values)
         assert min(row["distance"]) > 0
         # Twins that start together are no farther apart than two paths.
         assert np.all(np.array(row["path_length"]) > 0.01)
@@ -478,3 +497,35 @@ def test_twins_of_one_example_do_not_part(world, tmp_path, monkeypatch):
     rows = read(tmp_path / "stability.json")["rows"]
     assert [row["distance"] for row in rows] == [[0.0, 0.0]] * 2
     assert min(min(row["path_length"]) for row in rows) > 0
+    # Nor do their losses; and what has not parted has no exponent of growth.
+    assert [row[name] for row in rows for name in CHANGES] == [[0.0, 0.0]] * 6
+    assert [row["growth"] for row in rows] == [None, None]
+
+
+def test_path_points_are_whole_chunks_to_the_end():
+    points = stability.path_points(3000)
+    assert points[0] == 20
+    assert points[-1] == 3000
+    assert all(n % 20 == 0 for n in points)
+    assert 15 < len(points) <= stability.NUM_POINTS
+    assert len(set(points)) == len(points)
+
+
+def test_stopped_at_a_loss_of_a_power_law_is_exact():
+    gradients = np.array([20, 100, 1000])
+    path = {
+        "gradients": gradients,
+        "training_loss": 2 / gradients,
+        "distance": 3 * gradients**0.5,
+        "held_out_mean": 0.1 * gradients**0.7,
+    }
+    for at in (21, 100, 700, 1000):
+        found = stability.at_stopped_loss({"path": path}, 2 / at)
+        assert found == pytest.approx(
+            {"gradients": at, "distance": 3 * at**0.5, "held_out_mean": 0.1 * at**0.7}
+        )
+    # Before the first point, and never reached; with runs that were lost.
+    assert stability.at_stopped_loss({"path": path}, 2 / 10) is None
+    assert stability.at_stopped_loss({"path": path}, 2 / 2000) is None
+    lost = path | {"training_loss": [None, None, None]}
+    assert stability.at_stopped_loss({"path": lost}, 0.1) is None

@@ -78,7 +78,10 @@ def test_derivatives_of_the_value(n):
         up, down = at(x + h * e), at(x - h * e)
         np.testing.assert_allclose(-(up.F - down.F) / (2 * h), out.gradient[i], 1e-5)
         np.testing.assert_allclose(
-            (up.gradient - down.gradient) / (2 * h), out.hessian[i], rtol=1e-4, atol=1e-6
+            (up.gradient - down.gradient) / (2 * h),
+            out.hessian[i],
+            rtol=1e-4,
+            atol=1e-6,
         )
 
 

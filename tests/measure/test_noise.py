@@ -41,10 +41,7 @@ def exact_scales(kind, params):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_mean_on_a_quadratic_is_exact(kind, seed):
-    """Within 4.5 standard errors of f + sigma^2 / 2 tr(D H D).
-
-    Over seeds 0 to 199 none of the 600 fails: see `test_failure_rate` for 2 of them.
-    """
+    """Within 4.5 standard errors of f + sigma^2 / 2 tr(D H D)."""
     with jax.enable_x64(True):
         assert largest_z(kind, seed, 1000) < 4.5
 

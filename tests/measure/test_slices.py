@@ -1,5 +1,7 @@
 """Slices and planes on quadratics, exactly, and what rescaling does to them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +81,14 @@ def test_each_filter_of_a_direction_is_as_long_as_the_nets(seed):
             x = nn.LayerNorm()(nn.Conv(5, (3, 3))(x))
             return nn.Dense(4)(x.reshape(x.shape[0], -1))
 
-    params = Net().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))["params"]
+    params: Any = Net().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))["params"]
     d = measure.filter_normalized_direction(jax.random.key(seed), params)
     for layer, axes in (("Conv_0", (0, 1, 2)), ("Dense_0", (0,))):
-        lengths = lambda tree: jnp.sqrt(jnp.sum(tree[layer]["kernel"] ** 2, axis=axes))
-        np.testing.assert_allclose(lengths(d), lengths(params), rtol=1e-5)
+        ours, nets = (
+            jnp.sqrt(jnp.sum(tree[layer]["kernel"] ** 2, axis=axes))
+            for tree in (d, params)
+        )
+        np.testing.assert_allclose(ours, nets, rtol=1e-5)
         assert np.all(d[layer]["bias"] == 0)
     assert np.all(d["LayerNorm_0"]["scale"] == 0)
     scales = measure.filter_scales(params)

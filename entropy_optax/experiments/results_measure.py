@@ -1,0 +1,223 @@
+"""Tables of the measured geometry: spectra, and valleys at equal training loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from entropy_optax.experiments.results_format import markdown, p_value
+
+SYSTEM_LABELS = {
+    "mlp_small": "perceptron 196-32-10",
+    "lenet_small": "small LeNet",
+    "mnistfc_small": "small mnistfc 784-64-10",
+    "char_lstm_small": "char LSTM, 48 hidden",
+}
+# Name in the record, heading, digits, and whether wide is low or high.
+FLATNESS = (
+    ("trace", "trace", 1, -1),
+    ("largest", "largest eigenvalue", 2, -1),
+    ("near_zero_0.01", "share of abs. eigenvalue < .01", 4, +1),
+    ("phi", "local entropy Phi", 2, +1),
+    ("noise_0.1", "loss, filter noise .1", 4, -1),
+    ("noise_0.2", "loss, filter noise .2", 4, -1),
+    ("noise_0.4", "loss, filter noise .4", 3, -1),
+)
+REFERENCE = "SGD-Nesterov"
+
+
+def spectra(record: dict[str, Any]) -> str:
+    """The paper's networks, their spectra next to the paper's numbers.
+
+    Args:
+      record: `spectra.json`.
+
+    Returns:
+      Markdown.
+    """
+    rows = []
+    for system, row in record["rows"].items():
+        paper = record["paper"].get(system, {})
+        rows.append(
+            [
+                SYSTEM_LABELS[system],
+                _with_paper(f"{row['num_params']:,}", paper, "num_params", "{:,}"),
+                _with_paper(f"{row['test_error']:.2f}", paper, "test_error", "{:g}"),
+                f"{row['training_loss']:.4f}",
+                _with_paper(_residual(row, "largest"), paper, "largest", "about {:g}"),
+                _with_paper(_residual(row, "smallest"), paper, "smallest", "{:g}"),
+                _with_paper(_share(row, 1e-4), paper, "near_zero_0.0001", "{:g}"),
+                _with_paper(_share(row, 1e-5), paper, "near_zero_1e-05", "{:g}"),
+                _estimate(row["trace"]),
+            ]
+        )
+        if "exact_trace" in row:
+            rows.append(
+                [
+                    "the same, exact",
+                    "",
+                    "",
+                    "",
+                    f"{row['exact_largest']:.5g}",
+                    f"{row['exact_smallest']:.5g}",
+                    f"{row['exact_near_zero_0.0001']:.3f}",
+                    f"{row['exact_near_zero_1e-05']:.3f}",
+                    f"{row['exact_trace']:.4g}",
+                ]
+            )
+    head = [
+        "network",
+        "params (paper)",
+        "test error, % (paper)",
+        "training loss",
+        "largest (paper)",
+        "smallest (paper)",
+        "share < 1e-4 (paper)",
+        "share < 1e-5 (paper)",
+        "trace",
+    ]
+    examples = "; ".join(
+        f"{SYSTEM_LABELS[s]}: {row['examples']}" for s, row in record["rows"].items()
+    )
+    return (
+        f"{markdown(head, rows)}\n\nEigenvalues by restarted Lanczos, ± the residual;"
+        " shares and traces by stochastic Lanczos quadrature,"
+        f" {record['num_probes']} probes of {record['num_steps']} steps, ± standard"
+        " error over the probes, then by how much half the steps would change the"
+        " share: that is a bias which the standard error does not see. Hessians"
+        f" of the mean loss over {examples}."
+    )
+
+
+def valleys(records: dict[str, Any]) -> str:
+    """Flatness at equal training loss, and sign tests against SGD.
+
+    Args:
+      records: by system.
+
+    Returns:
+      Markdown.
+    """
+    parts = []
+    for system, record in records.items():
+        for target in sorted({row["target"] for row in record["rows"]}, reverse=True):
+            parts.append(
+                f"#### {SYSTEM_LABELS[system]}, training loss {target:g} nats\n"
+            )
+            parts.append(_values(record, target) + "\n")
+            parts.append(_signs(record, target) + "\n")
+    return "\n".join(parts)
+
+
+def sign_test(ours: Sequence[float], rival: Sequence[float]) -> tuple[int, int, float]:
+    """How often one of a pair is higher.
+
+    Args:
+      ours: one value for each pair.
+      rival: theirs.
+
+    Returns:
+      Pairs in which ours is higher, pairs that differ, and the two-sided p-value.
+    """
+    differences = np.subtract(ours, rival)
+    differences = differences[np.isfinite(differences) & (differences != 0)]
+    count, wins = len(differences), int(np.sum(differences > 0))
+    if not count:
+        return 0, 0, 1.0
+    return wins, count, float(stats.binomtest(wins, count).pvalue)
+
+
+def of_contender(
+    record: dict[str, Any], contender: str, target: float
+) -> list[dict[str, Any]]:
+    """One contender's networks at one loss.
+
+    Args:
+      record: of a system.
+      contender: its label.
+      target: training loss.
+
+    Returns:
+      Its rows, by seed.
+    """
+    return [
+        row
+        for row in record["rows"]
+        if row["contender"] == contender and row["target"] == target
+    ]
+
+
+def _values(record: dict[str, Any], target: float) -> str:
+    head = ["", "rate", "gradients", "test error, %", *(f[1] for f in FLATNESS)]
+    rows = []
+    for contender, choice in record["choices"].items():
+        own = of_contender(record, contender, target)
+        good = [row for row in own if "trace" in row]
+        rates = sorted({tried["rate"] for tried in choice["tried"]})
+        edge = " (edge)" if choice["rate"] in (rates[0], rates[-1]) else ""
+        lost = f" ({len(good)} of {len(own)})" if len(good) < len(own) else ""
+        row = [contender + lost, f"{choice['rate']:g}{edge}"]
+        if len(good) < 2:
+            rows.append([*row, *["not reached"] * (2 + len(FLATNESS))])
+            continue
+        row.append(f"{np.median([r['gradients'] for r in good]):g}")
+        row.append(_mean(good, "test_error", 2))
+        row += [_mean(good, name, digits) for name, _, digits, _ in FLATNESS]
+        rows.append(row)
+    return markdown(head, rows)
+
+
+def _signs(record: dict[str, Any], target: float) -> str:
+    head = ["wider than SGD in", *(f[1] for f in FLATNESS)]
+    sgd = {r["seed"]: r for r in of_contender(record, REFERENCE, target)}
+    rows = []
+    for contender in record["choices"]:
+        if contender == REFERENCE:
+            continue
+        own = of_contender(record, contender, target)
+        pairs = [
+            (row, sgd[row["seed"]])
+            for row in own
+            if "trace" in row and "trace" in sgd[row["seed"]]
+        ]
+        cells = []
+        for name, _, _, sign in FLATNESS:
+            usable = [
+                (sign * a[name], sign * b[name])
+                for a, b in pairs
+                if a[name] is not None and b[name] is not None
+            ]
+            if not usable:
+                cells.append("-")
+                continue
+            wins, count, p = sign_test(*zip(*usable, strict=True))
+            cells.append(f"{wins}/{count}, {p_value(p)}")
+        rows.append([contender, *cells])
+    return markdown(head, rows)
+
+
+def _mean(rows: list[dict[str, Any]], name: str, digits: int) -> str:
+    values = np.array([row[name] for row in rows if row[name] is not None], float)
+    if len(values) < 2:
+        return "not converged"
+    error = values.std(ddof=1) / len(values) ** 0.5
+    fewer = f" (n {len(values)})" if len(values) < len(rows) else ""
+    return f"{values.mean():.{digits}f} ± {error:.{digits}f}{fewer}"
+
+
+def _estimate(pair: Sequence[float]) -> str:
+    return f"{pair[0]:.3g} ± {pair[1]:.1g}"
+
+
+def _share(row: dict[str, Any], threshold: float) -> str:
+    value, error = row[f"near_zero_{threshold:g}"]
+    return f"{value:.3f} ± {error:.3f}, {row[f'truncation_{threshold:g}']:.3f}"
+
+
+def _residual(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.4g} ± {row[f'{name}_residual']:.1g}"
+
+
+def _with_paper(own: str, paper: dict[str, Any], name: str, form: str) -> str:
+    return f"{own} ({form.format(paper[name])})" if name in paper else own

@@ -1,0 +1,159 @@
+"""Differences of local entropy along a line, against closed forms and quadrature."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from entropy_optax import measure
+
+LIMIT = 3.5
+SEEDS = (1, 2, 3)
+SMALL = measure.ChainSettings(num_chains=8, num_steps=16, num_burn=8)
+
+
+def _quadratic(h, w):
+    return 0.5 * jnp.sum(h * w * w)
+
+
+def tilted_double_well(x):
+    return jnp.sum((x**2 - 1) ** 2) + 0.2 * jnp.sum(x)
+
+
+def quadrature_along(f, a, b, t, settings):
+    values = [
+        measure.quadrature_local_entropy(f, (1 - s) * a + s * b, **settings).phi
+        for s in t
+    ]
+    return np.array(values) - values[0]
+
+
+@pytest.mark.parametrize("beta", [1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_quadratics_of_dimension_100(seed, beta):
+    """All points of the line, from a random a to a random b."""
+    rng, gamma = np.random.default_rng(seed), 1.0
+    h = np.geomspace(0.1, 10, 100)
+    a, b = rng.normal(size=(2, 100)) / 10
+    f = Partial(_quadratic, jnp.asarray(h, jnp.float32))
+    line = measure.local_entropy_along_line(
+        f, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), gamma=gamma,
+        temperature=1 / beta, key=jax.random.key(seed), num_points=5, settings=SMALL,
+    )  # fmt: skip
+    x = (1 - line.t)[:, None] * a + line.t[:, None] * b
+    exact = -0.5 * beta * (x**2 @ (h / (1 + h / gamma)))
+    assert line.converged
+    z = (line.phi - exact + exact[0])[1:] / line.standard_error[1:]
+    assert np.max(np.abs(z)) < LIMIT
+    slope = -beta * (x * (h / (1 + h / gamma))) @ (b - a)
+    assert np.max(np.abs((line.slope - slope) / line.slope_error)) < LIMIT
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_double_well(seed):
+    """From one well over the barrier into the other, against quadrature."""
+    a, b, settings = np.array([-1.0]), np.array([1.0]), {"gamma": 2.0}
+    settings["temperature"] = 0.5
+    line = measure.local_entropy_along_line(
+        tilted_double_well, jnp.asarray(a, "f4"), jnp.asarray(b, "f4"),
+        key=jax.random.key(seed), **settings,
+    )  # fmt: skip
+    exact = quadrature_along(tilted_double_well, a, b, line.t, settings)
+    assert line.converged
+    assert np.max(np.abs(line.phi - exact)[1:] / line.standard_error[1:]) < LIMIT
+    difference = measure.local_entropy_difference(
+        tilted_double_well, jnp.asarray(a, "f4"), jnp.asarray(b, "f4"),
+        key=jax.random.key(seed), **settings,
+    )  # fmt: skip
+    assert difference.phi == line.phi[-1]
+    assert difference.standard_error == line.standard_error[-1]
+    low, high = difference.interval(0.999)
+    assert low < exact[-1] < high
+
+
+def test_the_same_ends_differ_by_nothing():
+    x = jnp.ones(3)
+    out = measure.local_entropy_difference(
+        tilted_double_well, x, x, gamma=1.0, temperature=1.0, key=jax.random.key(0),
+        num_points=5, settings=SMALL,
+    )  # fmt: skip
+    assert out.converged
+    assert out.phi == 0
+
+
+def test_agrees_with_the_difference_of_two_values():
+    """Two instruments, one number, in nats."""
+    f = Partial(_quadratic, jnp.geomspace(0.3, 3, 10))
+    a, b = jnp.zeros(10), jnp.full(10, 0.5)
+    settings: dict[str, Any] = {"gamma": 1.0, "temperature": 0.2, "settings": SMALL}
+    keys = jax.random.split(jax.random.key(1), 3)
+    path = measure.local_entropy_difference(f, a, b, key=keys[0], **settings)
+    first = measure.local_entropy(f, a, key=keys[1], **settings)
+    last = measure.local_entropy(f, b, key=keys[2], **settings)
+    error = np.hypot(first.standard_error, last.standard_error)
+    error = np.hypot(error, path.standard_error)
+    assert abs(last.phi - first.phi - path.phi) < LIMIT * error
+    assert path.standard_error < first.standard_error  # what it is good for
+
+
+def cliff(x):
+    """A step of the loss in the middle, as narrow as a hundredth of the line."""
+    return jnp.tanh(300 * (x[0] - 0.62)) + 0 * jnp.sum(x)
+
+
+def test_too_few_points_are_refused():
+    a, b = jnp.array([0.0]), jnp.array([1.0])
+    settings = {"gamma": 1e4, "temperature": 0.5}
+    out = measure.local_entropy_difference(
+        cliff, a, b, key=jax.random.key(0), num_points=5, settings=SMALL, **settings
+    )
+    exact = quadrature_along(
+        cliff, np.zeros(1), np.ones(1), [0, 1], {**settings, "num_points": 20001}
+    )[-1]
+    np.testing.assert_allclose(exact, -4.0, rtol=1e-3)
+    raw = out.line.slope.mean()
+    assert abs(raw - exact) > 1  # it is wrong, and it knows
+    assert not out.converged
+    assert np.isnan(out.phi)
+    assert np.isnan(out.line.phi).all()
+    assert any("num_points: half as many" in reason for reason in out.line.reasons)
+
+
+def test_frozen_chains_are_refused():
+    """Both ways each well keeps its chains beyond the middle: hysteresis."""
+    a, b = jnp.array([-1.0]), jnp.array([1.0])
+    out = measure.local_entropy_difference(
+        tilted_double_well, a, b, gamma=0.1, temperature=0.01, key=jax.random.key(0),
+        settings=SMALL,
+    )  # fmt: skip
+    if out.converged:
+        exact = quadrature_along(
+            tilted_double_well, np.array([-1.0]), np.array([1.0]), [0, 1],
+            {"gamma": 0.1, "temperature": 0.01},
+        )[-1]  # fmt: skip
+        assert abs(out.phi - exact) < LIMIT * out.standard_error
+    else:
+        assert out.line.reasons
+
+
+def test_errors():
+    settings: dict[str, Any] = {
+        "gamma": 1.0, "temperature": 1.0, "key": jax.random.key(0)
+    }  # fmt: skip
+    a, b = jnp.zeros(2), jnp.ones(2)
+    line = lambda a, b, **changes: measure.local_entropy_along_line(
+        tilted_double_well, a, b, **{**settings, **changes}
+    )
+    with pytest.raises(measure.MeasureError, match="params_b: its shapes differ"):
+        line(a, jnp.ones(3))
+    with pytest.raises(measure.MeasureError, match="num_points: got 6, wanted an odd"):
+        line(a, b, num_points=6)
+    with pytest.raises(measure.MeasureError, match="num_points: got 3, wanted 5"):
+        line(a, b, num_points=3)
+    with pytest.raises(measure.MeasureError, match="gamma: got 0"):
+        line(a, b, gamma=0)
+    with pytest.raises(measure.MeasureError, match=r"chains start: .* finite"):
+        line(a * jnp.nan, b)
