@@ -38,16 +38,16 @@ def run(
       SettingsError: if there is no such network, or it cannot be measured.
     """
     network = networks.load(folder, optimizer, seed)
-    found = networks.objectives(
-        network.task, network.params, network.model_state, num_examples
-    )
     out = out or folder / "measure"
-    console.print(
-        f"{network.settings.model} on {found.description}. Writing to {out}",
-        soft_wrap=True,
-        highlight=False,
-    )
     try:
+        found = networks.objectives(
+            network.task, network.params, network.model_state, num_examples
+        )
+        console.print(
+            f"{network.settings.model} on {found.description}. Writing to {out}",
+            soft_wrap=True,
+            highlight=False,
+        )
         report = measure.report(
             found.loss,
             network.params,
@@ -90,14 +90,18 @@ def _table(report: measure.Report) -> Table:
             f"{ends.smallest[0]:.4g}, {ends.smallest_residuals[0]:.1g}",
         )
     table.add_row("trace of the Hessian", str(report.spectrum.trace()))
-    near_zero = report.spectrum.share_below(1e-4)
-    table.add_row("share of |eigenvalue| < 1e-4", str(near_zero))
-    table.add_row("  with half the Lanczos steps, by", f"{_truncation(report):.2g}")
+    shares = report.shares
+    for values in zip(
+        shares.thresholds,
+        shares.values,
+        shares.standard_errors,
+        shares.truncation,
+        strict=True,
+    ):
+        name = f"share of |eigenvalue| < {values[0]:g}"
+        table.add_row(name, f"{values[1]:.4f} ± {values[2]:.4f}")
+        table.add_row("  half the steps would change it by", f"{values[3]:.4f}")
     table.add_row("loss increase, noise of 10 % of each weight", str(report.sharpness))
     for gamma, estimate in report.local_entropies.items():
         table.add_row(f"local entropy Phi, gamma {gamma:g}", str(estimate))
     return table
-
-
-def _truncation(report: measure.Report) -> float:
-    return report.spectrum.truncation(1e-4)

@@ -30,9 +30,15 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "ablation": results_tables.ablation,
     "transfer": results_summary.transfer,
     "repetition": results_summary.repetition,
+}
+
+GEOMETRY: dict[str, Callable[[Any], str]] = {
     "spectra": results_measure.spectra,
     "valleys": results_measure.valleys,
+    "landscape": results_measure.landscape,
+    "smoothness": results_measure.smoothness,
 }
+"""Tables of `measure/README.md`; the others stand in `README.md`."""
 
 
 def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
@@ -54,9 +60,11 @@ def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
         raise SettingsError(f"--results: {page} not found")
     taken = take_in(runs, results / "table1" / "runs.json")
     found = records(results)
-    for text in (page, results / "measure" / "README.md"):
-        if text.exists():
-            text.write_text(with_tables(text.read_text(), found))
+    page.write_text(with_tables(page.read_text(), found))
+    geometry = results / "measure" / "README.md"
+    if geometry.exists():
+        found |= geometry_records(results)
+        geometry.write_text(with_tables(geometry.read_text(), found))
     drawn = results_figures.draw_all(results, found)
     console.print(
         f"{taken} new runs of table1; {len(found)} tables and {len(drawn)} figures in"
@@ -151,24 +159,35 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         found["comparisons"] = found["flat_minima"]
     if "table1" in found and "flat_minima" in found:
         found["summary"] = {name: found[name] for name in ("table1", "flat_minima")}
-    geometry = results / "measure"
-    for name, path in (
-        ("stability", study / "stability.json"),
-        ("spectra", geometry / "spectra" / "spectra.json"),
-    ):
+    if (study / "stability.json").exists():
+        found["stability"] = json.loads((study / "stability.json").read_text())
+    return found
+
+
+def geometry_records(results: pathlib.Path) -> dict[str, Any]:
+    """Reads what the tables of `measure/README.md` are made of.
+
+    Args:
+      results: folder of the records.
+
+    Returns:
+      As `records`.
+    """
+    found: dict[str, Any] = {}
+    folder = results / "measure"
+    for name in GEOMETRY:
+        path = folder / name / f"{name}.json"
         if path.exists():
             found[name] = json.loads(path.read_text())
-    systems = [
-        (system, geometry / "valleys" / f"{system}.json")
-        for system in matched_loss.SYSTEMS
-    ]
-    if any(path.exists() for _, path in systems):
-        found["valleys"] = {
-            system: json.loads(path.read_text())
-            for system, path in systems
-            if path.exists()
-        }
-    return found
+    systems = {
+        system: folder / "valleys" / f"{system}.json" for system in matched_loss.SYSTEMS
+    }
+    valleys = {
+        system: json.loads(path.read_text())
+        for system, path in systems.items()
+        if path.exists()
+    }
+    return found | ({"valleys": valleys} if valleys else {})
 
 
 def with_tables(page: str, found: dict[str, Any]) -> str:
@@ -181,11 +200,12 @@ def with_tables(page: str, found: dict[str, Any]) -> str:
     Returns:
       The page with every table that has a record and marks.
     """
+    tables = TABLES | GEOMETRY
     for name, record in found.items():
         page = re.sub(
             rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",
             lambda marks, name=name, record=record: (
-                f"{marks[1]}{TABLES[name](record)}\n{marks[2]}"
+                f"{marks[1]}{tables[name](record)}\n{marks[2]}"
             ),
             page,
             flags=re.DOTALL,

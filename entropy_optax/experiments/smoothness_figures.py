@@ -88,7 +88,7 @@ def _counterexample(path: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.P
     )
     right.axhspan(1, 30, color="#D55E00", alpha=0.1, linewidth=0)
     right.axhline(1, color="#A04000", linewidth=0.8)
-    note = "less smooth than f: the lemma says never"
+    note = "less smooth than f"
     right.text(0.62, 17, note, color="#A04000", fontsize=8)
     right.set_xscale("log")
     right.set_yscale("log")

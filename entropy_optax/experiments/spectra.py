@@ -50,6 +50,8 @@ PAPER: dict[str, dict[str, float | int]] = {
 NUM_EXAMPLES = {"lenet_small": 500, "char_lstm_small": 500}
 """Examples of the loss; 2,000 images where it does not say otherwise."""
 NUM_PROBES, NUM_STEPS = 30, 40
+LONG = 1000
+"""Lanczos steps for the share near zero."""
 EXACT = ("mlp_small",)
 """Small enough for all eigenvalues, in float64."""
 
@@ -63,9 +65,8 @@ def settings_of(system: str) -> Settings:
     Returns:
       The settings.
     """
-    return Settings(
-        **SYSTEMS[system], batch_size=100, report_every=20, evaluate_every=20
-    )
+    values = {"batch_size": 100} | SYSTEMS[system]
+    return Settings(**values, report_every=20, evaluate_every=20)
 
 
 def run(out: pathlib.Path, console: Console) -> None:
@@ -80,12 +81,15 @@ def run(out: pathlib.Path, console: Console) -> None:
     )
     rows = {}
     for system in SYSTEMS:
-        rows[system] = memo(system, functools.partial(_measured, system, console))
+        found = memo(system, functools.partial(_measured, system, console))
+        shares = memo(f"{system}, shares", functools.partial(_shares, system))
+        rows[system] = found | shares
         shown = {k: v for k, v in rows[system].items() if not isinstance(v, list)}
         console.print(f"{system}: {shown}", highlight=False)
     content = {
         "num_probes": NUM_PROBES,
         "num_steps": NUM_STEPS,
+        "long": LONG,
         "paper": PAPER,
         "settings": {system: settings_of(system) for system in SYSTEMS},
         "rows": rows,
@@ -146,6 +150,7 @@ def _measured(system: str, console: Console) -> dict[str, Any]:
         "test_loss": test.loss,
         "training_loss": float(found.loss(params)),
         **_ends(found.loss, params, keys[1]),
+        # What short runs say of it, for comparison with the long one.
         **{f"near_zero_{t:g}": _pair(density.share_below(t)) for t in THRESHOLDS},
         **{f"truncation_{t:g}": density.truncation(t) for t in THRESHOLDS},
         "negative_0.0001": _pair(density.share_negative(1e-4)),
@@ -159,9 +164,24 @@ def _measured(system: str, console: Console) -> dict[str, Any]:
     return row
 
 
+def _shares(system: str) -> dict[str, Any]:
+    settings = settings_of(system)
+    task = make_task(settings)
+    params, _ = trained(task, settings, 0)  # the same bit for bit
+    found = networks.objectives(task, params, {}, NUM_EXAMPLES.get(system, 2000))
+    shares = measure.share_near_zero(
+        found.loss, params, THRESHOLDS, key=jax.random.key(2), num_steps=LONG
+    )
+    rows = zip(shares.values, shares.standard_errors, shares.truncation, strict=True)
+    return {
+        f"share_{t:g}": list(map(float, row))
+        for t, row in zip(THRESHOLDS, rows, strict=True)
+    }
+
+
 def _ends(f: measure.Objective, params: Any, key: jax.Array) -> dict[str, Any]:
     ends = measure.extreme_eigenvalues(
-        f, params, key=key, tolerance=1e-3, max_products=1000
+        f, params, key=key, tolerance=1e-3, max_products=4000
     )
     return {
         "largest": float(ends.largest[0]),

@@ -28,7 +28,6 @@ _SCENARIOS = {
     "ablation": ("1000", "wrong20", "wrong40", "wrong20_nodecay"),
     "transfer": ("wrong40",),
     "repetition": ("1000", "wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
-    "valleys": tuple(matched_loss.SYSTEMS),
 }
 _MEASURES: dict[str, Part] = {
     "headroom": headroom.measure,
@@ -82,7 +81,8 @@ def run(
     try:
         if part in _ALONE:
             scenarios = [""]
-        for scenario in scenarios or _SCENARIOS[part]:
+        own = matched_loss.SYSTEMS if part == "valleys" else _SCENARIOS.get(part, ())
+        for scenario in scenarios or own:
             record = _record(part, scenario, out)
             if record.exists():
                 console.print(f"Done before: {record}", soft_wrap=True, highlight=False)

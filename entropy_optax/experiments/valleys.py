@@ -32,13 +32,14 @@ NUM_PROBES, NUM_STEPS = 30, 12
 CHAINS = measure.ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
 GAMMA, TEMPERATURE = 30.0, 0.01
 """Of local entropy: Gaussian steps of standard deviation 0.018 for each weight."""
-NEAR_ZERO = (1e-4, 1e-2)
+NEAR_ZERO, LONG = (1e-4, 1e-3, 1e-2), 300
+"""Thresholds of the share near zero, and the Lanczos steps for it."""
 NOISES = (0.1, 0.2, 0.4)
 """Relative to each filter's own norm."""
 FLATNESS = {
     "trace": "trace of the Hessian",
     "largest": "largest eigenvalue",
-    "near_zero_0.01": "share of |eigenvalue| < 0.01",
+    "near_zero_0.0001": "share of |eigenvalue| < 1e-4",
     "phi": "local entropy Phi",
     **{f"noise_{s:g}": f"loss under filter noise {s:g}" for s in NOISES},
 }
@@ -98,6 +99,10 @@ def run(
             runs / system / f"{slug(contender.label)}-measured.json",
             [contender, examples, NUM_PROBES, NUM_STEPS, GAMMA, TEMPERATURE, NOISES],
         )
+        shares = Memo(
+            runs / system / f"{slug(contender.label)}-shares.json",
+            [contender, examples, LONG, NEAR_ZERO],
+        )
         for target in range(len(matched_loss.TARGETS)):
             for seed in SEEDS:
                 row = {
@@ -109,6 +114,10 @@ def run(
                 if row["gradients"] > 0:
                     find = functools.partial(flatness, task, found, stops, seed, target)
                     row |= memo(f"{target}, {seed}", find)
+                    find = functools.partial(
+                        near_zero, task, found, stops, seed, target
+                    )
+                    row |= shares(f"{target}, {seed}", find)
                 record.append(row)
             console.print(f"{system}: {contender.label}, {_summary(record)}")
     content = {
@@ -117,6 +126,7 @@ def run(
         "num_images": examples,
         "num_probes": NUM_PROBES,
         "num_steps": NUM_STEPS,
+        "long": LONG,
         "gamma": GAMMA,
         "temperature": TEMPERATURE,
         "choices": choices,
@@ -144,9 +154,7 @@ def flatness(
     Returns:
       Numbers by name.
     """
-    tree, _ = task.init(jax.random.key(0))
-    _, unravel = ravel_pytree(tree)
-    params = unravel(jnp.asarray(stops.params[seed, target]))
+    params = _params(task, stops, seed, target)
     # The same probes and the same noise for all contenders: differences are paired.
     keys = jax.random.split(jax.random.key(seed), 4)
     f = found.loss
@@ -173,14 +181,45 @@ def flatness(
         "trace_of_square": density.trace_of_square().value,
         "largest": float(density.nodes.max()),
         "smallest": float(density.nodes.min()),
-        **{f"near_zero_{t:g}": density.share_below(t).value for t in NEAR_ZERO},
-        **{f"truncation_{t:g}": density.truncation(t) for t in NEAR_ZERO},
         "phi": phi.phi,
         "phi_error": phi.standard_error,
         "phi_method": phi.method,
         "norm": float(np.linalg.norm(stops.params[seed, target])),
         **{f"noise_{s:g}": float(v) for s, v in zip(NOISES, curve.values, strict=True)},
         **{f"wrong_{s:g}": float(v) for s, v in zip(NOISES, wrong.values, strict=True)},
+    }
+
+
+def near_zero(
+    task: ImageTask, found: Objectives, stops: Stops, seed: int, target: int
+) -> dict[str, Any]:
+    """The share of eigenvalues near zero of one network.
+
+    Args:
+      task: network and data.
+      found: its loss and error rate.
+      stops: the contender's networks.
+      seed: which of them.
+      target: which training loss.
+
+    Returns:
+      Shares, and by how much half the Lanczos steps would change them.
+    """
+    shares = measure.share_near_zero(
+        found.loss,
+        _params(task, stops, seed, target),
+        NEAR_ZERO,
+        key=jax.random.key(seed),
+        num_steps=LONG,
+    )
+    names = [f"{t:g}" for t in NEAR_ZERO]
+    moved = zip(names, shares.truncation, strict=True)
+    return {
+        **{
+            f"near_zero_{t}": float(v)
+            for t, v in zip(names, shares.values, strict=True)
+        },
+        **{f"truncation_{t}": float(v) for t, v in moved},
     }
 
 
@@ -195,6 +234,11 @@ def slug(label: str) -> str:
     """
     kept = "".join(c if c.isalnum() or c == "." else " " for c in label.lower())
     return "_".join(kept.split())
+
+
+def _params(task: ImageTask, stops: Stops, seed: int, target: int) -> Any:
+    tree, _ = task.init(jax.random.key(0))
+    return ravel_pytree(tree)[1](jnp.asarray(stops.params[seed, target]))
 
 
 def _task(system: str) -> ImageTask:

@@ -24,7 +24,12 @@ from entropy_optax.measure._landscape import (
     paper_landscape,
     smoothed_landscape,
 )
-from entropy_optax.measure._lipschitz import lemma_counterexample, smoothness_1d
+from entropy_optax.measure._lipschitz import (
+    Smoothed,
+    lemma_counterexample,
+    smoothed_1d,
+    smoothness_1d,
+)
 from entropy_optax.measure._local_entropy import local_entropy
 from entropy_optax.measure._local_entropy_result import (
     LocalEntropyDiagnostics,
@@ -39,6 +44,7 @@ from entropy_optax.measure._report_figures import (
     spectrum_figure,
 )
 from entropy_optax.measure._runner import ChainSettings
+from entropy_optax.measure._shares import Shares, share_near_zero
 from entropy_optax.measure._sharpness import (
     adaptive_sharpness,
     average_sharpness,
@@ -92,7 +98,9 @@ __all__ = [
     "PointSmoothness",
     "Report",
     "Share",
+    "Shares",
     "Sharpness",
+    "Smoothed",
     "Smoothness",
     "SmoothnessBounds",
     "SpectralDensity",
@@ -131,8 +139,10 @@ __all__ = [
     "quadratic_smoothness",
     "report",
     "settle",
+    "share_near_zero",
     "slice_figure",
     "slice_loss",
+    "smoothed_1d",
     "smoothed_landscape",
     "smoothness_1d",
     "smoothness_at",

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from entropy_optax.measure._checks import MeasureError, check_positive
+from entropy_optax.measure._checks import MeasureError, check_finite, check_positive
 from entropy_optax.measure._estimate import Estimate, estimate
 
 
@@ -68,7 +68,9 @@ class SpectralDensity:
           threshold: above 0.
 
         Returns:
-          The share, between 0 and 1; `truncation` bounds its bias.
+          The share, between 0 and 1. Where the spectrum is dense around the threshold
+          k nodes cannot resolve the edge: the share is then biased by several per
+          cent, which the standard error does not see. `truncation` is a hint.
 
         Raises:
           MeasureError: if the threshold is not above 0.
@@ -95,8 +97,8 @@ class SpectralDensity:
           threshold: as there.
 
         Returns:
-          The absolute difference; where it is well above the standard error, more
-          steps are needed.
+          The absolute difference. Where it is well above the standard error, more
+          steps are needed; where it is not, they may be all the same.
 
         Raises:
           MeasureError: if what half the steps gave is not known.
@@ -198,6 +200,34 @@ class Curve(NamedTuple):
     grid: np.ndarray
     values: np.ndarray
     standard_errors: np.ndarray
+
+
+def cut_exhausted(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
+    """Takes out what Lanczos made of rounding.
+
+    Where a Krylov space is exhausted the next basis vector is noise and not orthogonal
+    to the others. Uncoupled from the first vector it has no weight.
+
+    Args:
+      tridiagonals: of each probe, `[probes, k, k]`.
+      overlaps: the largest scalar product of each basis vector with those before it,
+        `[probes, k]`.
+
+    Returns:
+      The matrices in float64, with zeros from the first such vector on.
+
+    Raises:
+      MeasureError: if a product was not finite.
+    """
+    cut = np.array(tridiagonals, np.float64)
+    check_finite("matrix-vector products", cut[:, 0, 0])
+    for matrix, overlap in zip(cut, overlaps, strict=True):
+        lost = ~(overlap < 1e-3)  # NaN, too
+        if np.any(lost):
+            k = int(np.argmax(lost))
+            matrix[k:] = matrix[:, k:] = 0.0
+    check_finite("matrix-vector products", cut)
+    return cut
 
 
 def _quadrature(tridiagonals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,9 +17,10 @@ from entropy_optax.measure._density import SpectralDensity
 from entropy_optax.measure._estimate import MIN_PROBES, Estimate
 from entropy_optax.measure._local_entropy import local_entropy
 from entropy_optax.measure._local_entropy_result import LocalEntropyEstimate
-from entropy_optax.measure._noise import NoiseCurve, noise_curve
+from entropy_optax.measure._noise import Kind, NoiseCurve, noise_curve
 from entropy_optax.measure._objective import Function, Params, as_pytree
 from entropy_optax.measure._runner import ChainSettings
+from entropy_optax.measure._shares import Shares, share_near_zero
 from entropy_optax.measure._sharpness import average_sharpness
 from entropy_optax.measure._spectrum import (
     ExtremeEigenvalues,
@@ -29,7 +30,7 @@ from entropy_optax.measure._spectrum import (
 
 GAMMAS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 NOISES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-NEAR_ZERO = 1e-4
+NEAR_ZERO = (1e-4, 1e-3, 1e-2)
 _CHAINS = ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
 
 
@@ -42,9 +43,10 @@ class Report(NamedTuple):
       loss: f at the params.
       error: the error rate there, None if no function for it was given.
       spectrum: density of the Hessian's eigenvalues.
+      shares: of eigenvalues near zero.
       extremes: its ends with residuals, or why they could not be had.
       noise: loss under random noise by kind.
-      noise_error: the error rate under noise of the kind "filter", or None.
+      noise_error: the error rate under noise of the first kind, or None.
       sharpness: mean increase of the loss under noise of a tenth of each weight.
       temperature: T of local entropy.
       local_entropies: of each gamma the normalised Phi, or a refusal.
@@ -55,6 +57,7 @@ class Report(NamedTuple):
     loss: float
     error: float | None
     spectrum: SpectralDensity
+    shares: Shares
     extremes: ExtremeEigenvalues | str
     noise: dict[str, NoiseCurve]
     noise_error: NoiseCurve | None
@@ -69,10 +72,9 @@ class Report(NamedTuple):
           Lists, dicts and scalars; None for what is not finite.
         """
         ends = self.extremes
-        share = self.spectrum.share_below(NEAR_ZERO)
         curves = dict(self.noise)
         if self.noise_error is not None:
-            curves["filter, error"] = self.noise_error
+            curves["error"] = self.noise_error  # noise of the first kind
         content = {
             "description": self.description,
             "num_params": self.num_params,
@@ -83,9 +85,7 @@ class Report(NamedTuple):
                 "num_steps": self.spectrum.num_steps,
                 "trace": self.spectrum.trace(),
                 "trace_of_square": self.spectrum.trace_of_square(),
-                "share_near_zero": share,
-                "near_zero": NEAR_ZERO,
-                "share_truncation": self.spectrum.truncation(NEAR_ZERO),
+                "shares_near_zero": self.shares._asdict(),
                 "extremes": ends
                 if isinstance(ends, str)
                 else {
@@ -128,9 +128,9 @@ class Report(NamedTuple):
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         (out / "report.json").write_text(text + "\n")
-        _report_figures.spectrum_figure(
-            {self.description: self.spectrum}, NEAR_ZERO
-        ).savefig(out / "spectrum.png", dpi=130)
+        _report_figures.spectrum_figure({self.description: self.spectrum}).savefig(
+            out / "spectrum.png", dpi=130
+        )
         _report_figures.report_noise_figure(self.noise, self.noise_error).savefig(
             out / "noise.png", dpi=130
         )
@@ -149,6 +149,7 @@ def report(
     temperature: float = 0.01,
     num_probes: int = MIN_PROBES,
     num_steps: int = 12,
+    long_steps: int = 200,
     chains: ChainSettings = _CHAINS,
     description: str = "",
     console: Console | None = None,
@@ -164,6 +165,7 @@ def report(
       temperature: of local entropy.
       num_probes: of the spectral density.
       num_steps: Lanczos steps of each.
+      long_steps: Lanczos steps for the share near zero.
       chains: how much work local entropy is.
       description: of model and data, for the figures.
       console: shows a progress bar if given.
@@ -183,13 +185,13 @@ def report(
       >>> found = measure.report(
       ...     f, jnp.ones(4), key=jax.random.key(0), gammas=[1.0], temperature=1.0
       ... )
-      >>> print(found.extremes.largest.round(3), found.spectrum.share_below(1e-4))
-      [3.] 0.25 ± 0
+      >>> print(found.extremes.largest.round(3), found.spectrum.trace())
+      [3.] 3.9 ± 0
     """
     check_params(params)
     keys = jax.random.split(key, 5)
     with Progress(console=console, disable=console is None) as bar:
-        task = bar.add_task("", total=4 + len(gammas))
+        task = bar.add_task("", total=5 + len(gammas))
 
         def stage(name: str, number: int) -> Any:
             bar.update(task, description=name, completed=number)
@@ -205,21 +207,28 @@ def report(
             max_floats=2**24,  # some probes at a time: the bar moves
             progress=inner,
         )
-        stage("extreme eigenvalues", 1)
+        stage("share near zero", 1)
+        shares = share_near_zero(
+            f, params, NEAR_ZERO, key=keys[1], num_steps=long_steps
+        )
+        stage("extreme eigenvalues", 2)
         extremes = _extremes(f, params, keys[1])
-        stage("loss under noise", 2)
-        noise = {
+        stage("loss under noise", 3)
+        kinds: tuple[Kind, ...] = ("filter", "multiplicative")
+        if all(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(params)):
+            kinds = kinds[1:]  # there are no filters
+        noise: dict[str, NoiseCurve] = {
             kind: noise_curve(f, params, NOISES, kind=kind, key=keys[2])
-            for kind in ("filter", "multiplicative")
+            for kind in kinds
         }
         noise_error = None
         if error is not None:
-            noise_error = noise_curve(error, params, NOISES, kind="filter", key=keys[2])
-        stage("sharpness", 3)
+            noise_error = noise_curve(error, params, NOISES, kind=kinds[0], key=keys[2])
+        stage("sharpness", 4)
         sharpness = average_sharpness(f, params, radius=0.1, key=keys[3])
         entropies = {}
         for number, gamma in enumerate(gammas):
-            inner = stage(f"local entropy, gamma {gamma:g}", 4 + number)
+            inner = stage(f"local entropy, gamma {gamma:g}", 5 + number)
             entropies[float(gamma)] = local_entropy(
                 f,
                 params,
@@ -229,7 +238,7 @@ def report(
                 settings=chains,
                 progress=inner,
             )
-        stage("done", 4 + len(gammas))
+        stage("done", 5 + len(gammas))
     value = lambda function: float(jax.jit(lambda g, p: g(p))(function, params))
     return Report(
         description,
@@ -237,6 +246,7 @@ def report(
         value(as_pytree(f)),
         None if error is None else value(as_pytree(error)),
         spectrum,
+        shares,
         extremes,
         noise,
         noise_error,

@@ -113,7 +113,7 @@ def report_noise_figure(
             marker="s",
             markersize=3,
             capsize=2,
-            label="error, noise in units of each filter",
+            label="error",
         )
         right.set_ylabel("error, % (dashed)")
         right.spines["top"].set_visible(False)

@@ -28,7 +28,7 @@ from entropy_optax.measure._curvature import (
     num_params,
     random_signs,
 )
-from entropy_optax.measure._density import SpectralDensity
+from entropy_optax.measure._density import SpectralDensity, cut_exhausted
 from entropy_optax.measure._estimate import MIN_PROBES
 from entropy_optax.measure._objective import (
     Function,
@@ -114,8 +114,8 @@ def extreme_eigenvalues(
     operator = linear(shape, matvec=counted, dtype=np.float64)
     # SciPy's own types know integers for the tolerance alone.
     relative: Any = tolerance
-    # A wide basis costs memory and saves products.
-    basis = min(size, max(2 * num + 1, 40))
+    # A wide basis saves products and costs memory: half a gigabyte at most.
+    basis = min(size, max(2 * num + 1, min(100, 2**26 // size), 20))
     ends = {}
     for which in ("LA", "SA"):
         try:
@@ -202,24 +202,10 @@ def spectral_density(
     for start in range(0, num_probes, batch):
         keys = jax.random.split(key, num_probes)[start : start + batch]
         found = _tridiagonalise(as_pytree(f), params, keys, num_steps, curvature)
-        tridiagonals.append(_cut(*map(np.asarray, found)))
+        tridiagonals.append(cut_exhausted(*map(np.asarray, found)))
         if progress is not None:
             progress(min(start + batch, num_probes), num_probes)
     return SpectralDensity.from_tridiagonals(np.concatenate(tridiagonals), size)
-
-
-def _cut(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
-    # Where a Krylov space is exhausted the next basis vector is made of rounding and
-    # not orthogonal to the others. Uncoupled from the first it has no weight.
-    cut = np.array(tridiagonals, np.float64)
-    check_finite("matrix-vector products", cut[:, 0, 0])
-    for matrix, overlap in zip(cut, overlaps, strict=True):
-        lost = ~(overlap < 1e-3)  # NaN, too
-        if np.any(lost):
-            k = int(np.argmax(lost))
-            matrix[k:] = matrix[:, k:] = 0.0
-    check_finite("matrix-vector products", cut)
-    return cut
 
 
 def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:

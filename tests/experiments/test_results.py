@@ -592,6 +592,15 @@ def test_the_page_is_that_of_its_records():
     assert page == results_page.with_tables(page, found)
 
 
+def test_the_page_of_the_geometry_is_that_of_its_records():
+    text = (RESULTS / "measure" / "README.md").read_text()
+    found = results_page.geometry_records(RESULTS)
+    for name in results_page.GEOMETRY:
+        assert text.count(f"<!-- {name}:begin -->") == 1, name
+        assert text.count(f"<!-- {name}:end -->") == 1, name
+    assert text == results_page.with_tables(text, found)
+
+
 def test_report_takes_new_runs_into_the_table(filled, tmp_path):
     write_run(tmp_path / "runs", "lenet", "tuned-7800", "sgd", 0, 1.0)
     assert results_page.write(tmp_path / "runs", filled, Console(quiet=True)) == 0

@@ -1,0 +1,113 @@
+"""How many eigenvalues lie near zero, from one long Lanczos run."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from matfree import decomp
+from numpy.typing import ArrayLike
+
+from entropy_optax.measure._checks import check_at_least, check_params, check_positive
+from entropy_optax.measure._curvature import Curvature, flat_product, num_params
+from entropy_optax.measure._density import SpectralDensity, cut_exhausted
+from entropy_optax.measure._objective import Function, Params, as_pytree
+
+
+class Shares(NamedTuple):
+    """Shares of eigenvalues within thresholds.
+
+    Attributes:
+      thresholds: t, `[m]`.
+      values: shares of eigenvalues within `[-t, t]`, `[m]`.
+      standard_errors: `sqrt(2 p (1 - p) / (n + 2))`, of one normal probe, `[m]`.
+      truncation: by how much half the steps would change each value, `[m]`; a value
+        that moves by more than a few standard errors is not resolved yet.
+      num_steps: Lanczos steps, k.
+    """
+
+    thresholds: np.ndarray
+    values: np.ndarray
+    standard_errors: np.ndarray
+    truncation: np.ndarray
+    num_steps: int
+
+
+def share_near_zero(
+    f: Function,
+    params: Params,
+    thresholds: ArrayLike = (1e-4, 1e-3),
+    *,
+    key: jax.Array,
+    num_steps: int = 500,
+    curvature: Curvature = "hessian",
+) -> Shares:
+    """The share of eigenvalues within each threshold of zero.
+
+    k Lanczos steps find about k of the eigenvalues outside before they see what is
+    inside, so that products are better spent on one long run than on many short ones:
+    on a perceptron of 6,634 params with an exact share of .741 below 1e-4, 30 probes of
+    40 steps said .30 ± .08, and one of 1,000 steps .736 (`results/measure`). For one
+    normal probe z the share is a quadratic form `z' 1[|A| <= t] z / z'z`, of law
+    Beta(n p / 2, n (1 - p) / 2), whose standard deviation is small where n is large.
+
+    Args:
+      f: the loss, an `Objective` or any function of the params.
+      params: where, n numbers.
+      thresholds: t, above 0, `[m]`. In float32 those below 1e-6 of the largest
+        eigenvalue are rounding.
+      key: PRNG key of the probe.
+      num_steps: k; memory is k n floats.
+      curvature: of the Hessian, or of the Gauss-Newton matrix.
+
+    Returns:
+      Shares, errors, and what half the steps would have said.
+
+    Raises:
+      MeasureError: for a threshold that is not above 0, fewer than 2 steps, or products
+        that are not finite.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from entropy_optax import measure
+      >>> values = jnp.where(jnp.arange(1000) < 900, 0.0, 1.0)
+      >>> f = lambda x: 0.5 * jnp.sum(values * x**2)
+      >>> found = measure.share_near_zero(f, jnp.zeros(1000), key=jax.random.key(0))
+      >>> bool(abs(found.values[0] - 0.9) < 3 * found.standard_errors[0])
+      True
+    """
+    check_params(params)
+    check_at_least("num_steps", num_steps, 2)
+    limits = np.atleast_1d(np.asarray(thresholds, np.float64))
+    for threshold in limits:
+        check_positive("thresholds", threshold)
+    size = num_params(params)
+    num_steps = min(num_steps, size)
+    found = _long_run(as_pytree(f), params, key, num_steps, curvature)
+    matrices = cut_exhausted(*(np.asarray(part)[None] for part in found))
+    whole = SpectralDensity.from_tridiagonals(matrices, size)
+    half = max(1, num_steps // 2)
+    part = SpectralDensity.from_tridiagonals(matrices[:, :half, :half], size)
+    within = lambda density: np.array(
+        [np.sum(density.weights[np.abs(density.nodes) <= t]) for t in limits]
+    )
+    values = within(whole)
+    errors = np.sqrt(2 * values * (1 - values).clip(0) / (size + 2))
+    return Shares(limits, values, errors, np.abs(values - within(part)), num_steps)
+
+
+@partial(jax.jit, static_argnames=("num_steps", "curvature"))
+def _long_run(
+    f: Any, params: Any, key: jax.Array, num_steps: int, curvature: Curvature
+) -> tuple[jax.Array, jax.Array]:
+    lanczos = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
+    vector, _ = ravel_pytree(params)
+    probe = jax.random.normal(key, vector.shape, vector.dtype)
+    basis: Any
+    tridiagonal: Any
+    basis, tridiagonal, *_ = lanczos(flat_product(f, params, curvature), probe)
+    products = jnp.tril(basis @ basis.T, -1)
+    return tridiagonal, jnp.max(jnp.abs(products), axis=1)
