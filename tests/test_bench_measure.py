@@ -37,25 +37,26 @@ def test_all_instruments_run(bench):
         assert instrument(problem) is not None, name
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's high-water mark")
 def test_a_row_has_a_process_of_its_own_with_time_and_peak(tmp_path, table):
     record = tmp_path / "measure.json"
     script = str(BENCHMARKS / "bench_measure.py")
-    what = ["--sizes", "1000", "1e5", "--only", "dense spectrum"]
+    what = ["--sizes", "160", "1e5", "--only", "dense spectrum"]
     subprocess.run(
         [sys.executable, script, str(record), *what],
         check=True,
-        timeout=280,
+        timeout=500,
     )
     content = json.loads(record.read_text())
     small, large = content["rows"]
-    assert small["params"] == 985
+    assert small["params"] == 160
     assert small["rounds"] >= 1
     assert small["gradients"] > 1
     # The matrix and LAPACK's work on it; and no more than a process may hold.
-    assert 4 * 985**2 < small["first_bytes"] < 2**30
-    assert "40 GB" in large["refused"] or "takes 40" in large["refused"]
+    assert 4 * 160**2 < small["first_bytes"] < 2**30
+    assert "takes 40" in large["refused"]
     text = "\n".join(table["lines"](content))
-    assert "| | 985 params | 99,985 params |" in text
+    assert "| | 160 params | 99,985 params |" in text
     assert "- dense spectrum, 99,985 params: max_gigabytes: got 2" in text
     assert text.count("| refused |") == 3

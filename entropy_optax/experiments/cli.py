@@ -133,7 +133,7 @@ class Measure:
 
     Writes report.json, spectrum.png, noise.png and local_entropy.png: the spectrum of
     the Hessian, the loss and the error under noise on the weights, local entropy over
-    gamma; each number with a standard error.
+    gamma, with standard errors, residuals or brackets.
     """
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]

@@ -74,7 +74,9 @@ def base_settings(system: str) -> Settings:
     Returns:
       Settings with a rate that does not fall, for the time of the stop is not known.
     """
-    values = {"num_train": NUM_TRAIN, "batch_size": 100} | SYSTEMS[system]
+    values: dict[str, Any] = {"num_train": NUM_TRAIN, "batch_size": 100} | SYSTEMS[
+        system
+    ]
     return Settings(
         **values, report_every=CHUNK, evaluate_every=CHUNK, rate_schedule="constant"
     )

@@ -95,12 +95,13 @@ def _table(report: measure.Report) -> Table:
         shares.thresholds,
         shares.values,
         shares.standard_errors,
-        shares.truncation,
+        shares.lower,
+        shares.upper,
         strict=True,
     ):
-        name = f"share of |eigenvalue| < {values[0]:g}"
-        table.add_row(name, f"{values[1]:.4f} ± {values[2]:.4f}")
-        table.add_row("  half the steps would change it by", f"{values[3]:.4f}")
+        name = f"share of |eigenvalue| < {values[0]:g} [certain]"
+        cell = "{1:.4f} ± {2:.4f} [{3:.3f}, {4:.3f}]".format(*values)
+        table.add_row(name, cell)
     table.add_row("loss increase, noise of 10 % of each weight", str(report.sharpness))
     for gamma, estimate in report.local_entropies.items():
         table.add_row(f"local entropy Phi, gamma {gamma:g}", str(estimate))

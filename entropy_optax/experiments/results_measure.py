@@ -62,8 +62,8 @@ def spectra(record: dict[str, Any]) -> str:
                     "",
                     f"{row['exact_largest']:.5g}",
                     f"{row['exact_smallest']:.5g}",
-                    f"{row['exact_near_zero_0.0001']:.3f}",
-                    f"{row['exact_near_zero_1e-05']:.3f}",
+                    f"{row['exact_share_0.0001']:.3f}",
+                    f"{row['exact_share_1e-05']:.3f}",
                     f"{row['exact_trace']:.4g}",
                 ]
             )
@@ -83,11 +83,11 @@ def spectra(record: dict[str, Any]) -> str:
     )
     return (
         f"{markdown(head, rows)}\n\nEigenvalues by restarted Lanczos, ± the residual;"
-        f" shares by one Lanczos run of {record['long']} steps, ± standard error, then"
-        " by how much half the steps would change them: a bias which the standard error"
-        " does not see. Traces and figure by stochastic Lanczos quadrature,"
-        f" {record['num_probes']} probes of {record['num_steps']} steps. Hessians"
-        f" of the mean loss over {examples}."
+        f" shares by one Lanczos run of {record['long']} steps, ± standard error, and"
+        " the bracket that these steps allow; in float32 what is below 1e-6 of the"
+        " largest eigenvalue is rounding. Traces and figure by stochastic Lanczos"
+        f" quadrature, {record['num_probes']} probes of {record['num_steps']} steps."
+        f" Hessians of the mean loss over {examples}."
     )
 
 
@@ -283,8 +283,8 @@ def _estimate(pair: Sequence[float]) -> str:
 
 
 def _share(row: dict[str, Any], threshold: float) -> str:
-    value, error, moved = row[f"share_{threshold:g}"]
-    return f"{value:.3f} ± {error:.3f}, {moved:.3f}"
+    value, error, lower, upper = row[f"share_{threshold:g}"]
+    return f"{value:.3f} ± {error:.3f} [{lower:.3f}, {upper:.3f}]"
 
 
 def _residual(row: dict[str, Any], name: str) -> str:

@@ -65,7 +65,7 @@ def settings_of(system: str) -> Settings:
     Returns:
       The settings.
     """
-    values = {"batch_size": 100} | SYSTEMS[system]
+    values: dict[str, Any] = {"batch_size": 100} | SYSTEMS[system]
     return Settings(**values, report_every=20, evaluate_every=20)
 
 
@@ -77,7 +77,8 @@ def run(out: pathlib.Path, console: Console) -> None:
       console: where progress goes.
     """
     memo = Memo(
-        out / "spectra.part", [SYSTEMS, NUM_EXAMPLES, NUM_PROBES, NUM_STEPS, THRESHOLDS]
+        out / "spectra.part",
+        [SYSTEMS, NUM_EXAMPLES, NUM_PROBES, NUM_STEPS, THRESHOLDS, LONG],
     )
     rows = {}
     for system in SYSTEMS:
@@ -140,7 +141,6 @@ def _measured(system: str, console: Console) -> dict[str, Any]:
         key=keys[0],
         num_probes=NUM_PROBES,
         num_steps=NUM_STEPS,
-        max_floats=2**24,
         progress=progress,
     )
     row = {
@@ -151,9 +151,7 @@ def _measured(system: str, console: Console) -> dict[str, Any]:
         "training_loss": float(found.loss(params)),
         **_ends(found.loss, params, keys[1]),
         # What short runs say of it, for comparison with the long one.
-        **{f"near_zero_{t:g}": _pair(density.share_below(t)) for t in THRESHOLDS},
-        **{f"truncation_{t:g}": density.truncation(t) for t in THRESHOLDS},
-        "negative_0.0001": _pair(density.share_negative(1e-4)),
+        **{f"short_{t:g}": _pair(density.share_within(t)) for t in THRESHOLDS},
         "trace": _pair(density.trace()),
         "trace_of_square": _pair(density.trace_of_square()),
         "nodes": _rounded(density.nodes),
@@ -172,7 +170,9 @@ def _shares(system: str) -> dict[str, Any]:
     shares = measure.share_near_zero(
         found.loss, params, THRESHOLDS, key=jax.random.key(2), num_steps=LONG
     )
-    rows = zip(shares.values, shares.standard_errors, shares.truncation, strict=True)
+    rows = zip(
+        shares.values, shares.standard_errors, shares.lower, shares.upper, strict=True
+    )
     return {
         f"share_{t:g}": list(map(float, row))
         for t, row in zip(THRESHOLDS, rows, strict=True)
@@ -201,8 +201,7 @@ def _exact(found: networks.Objectives, params: Any) -> dict[str, Any]:
             f, jax.tree.map(double, params), block_size=50
         )
     shares = {
-        f"exact_near_zero_{t:g}": float(np.mean(np.abs(spectrum) <= t))
-        for t in THRESHOLDS
+        f"exact_share_{t:g}": float(np.mean(np.abs(spectrum) <= t)) for t in THRESHOLDS
     }
     return shares | {
         "exact_largest": float(spectrum[-1]),

@@ -203,7 +203,7 @@ def near_zero(
       target: which training loss.
 
     Returns:
-      Shares, and by how much half the Lanczos steps would change them.
+      Shares, and how wide the brackets are that the Lanczos steps allow.
     """
     shares = measure.share_near_zero(
         found.loss,
@@ -213,13 +213,13 @@ def near_zero(
         num_steps=LONG,
     )
     names = [f"{t:g}" for t in NEAR_ZERO]
-    moved = zip(names, shares.truncation, strict=True)
+    wide = zip(names, shares.upper - shares.lower, strict=True)
     return {
         **{
             f"near_zero_{t}": float(v)
             for t, v in zip(names, shares.values, strict=True)
         },
-        **{f"truncation_{t}": float(v) for t, v in moved},
+        **{f"bracket_{t}": float(v) for t, v in wide},
     }
 
 

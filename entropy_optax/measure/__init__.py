@@ -1,6 +1,6 @@
 """Instruments that show whether a minimum is wide, each number with its error."""
 
-from entropy_optax.measure._checks import MeasureError
+from entropy_optax.measure._checks import MeasureError, NotConverged
 from entropy_optax.measure._curvature import (
     gauss_newton_vector_product,
     hessian_vector_product,
@@ -12,6 +12,11 @@ from entropy_optax.measure._directions import (
     filter_scales,
 )
 from entropy_optax.measure._estimate import Estimate, estimate
+from entropy_optax.measure._exact import (
+    ExactLocalEntropy,
+    quadratic_local_entropy,
+    quadrature_local_entropy,
+)
 from entropy_optax.measure._figures import (
     landscape_figure,
     noise_figure,
@@ -19,11 +24,17 @@ from entropy_optax.measure._figures import (
     slice_figure,
     valleys_figure,
 )
+from entropy_optax.measure._gradient_quality import (
+    GradientQuality,
+    InnerLoopQuality,
+    gradient_quality,
+)
 from entropy_optax.measure._landscape import (
     local_minima,
     paper_landscape,
     smoothed_landscape,
 )
+from entropy_optax.measure._laplace import LaplaceLocalEntropy, laplace_local_entropy
 from entropy_optax.measure._lipschitz import (
     Smoothed,
     lemma_counterexample,
@@ -38,12 +49,19 @@ from entropy_optax.measure._local_entropy_result import (
 from entropy_optax.measure._maximum import Sharpness
 from entropy_optax.measure._noise import NoiseCurve, noise_curve
 from entropy_optax.measure._objective import Objective, model_objective, objective
+from entropy_optax.measure._path import (
+    LocalEntropyDifference,
+    LocalEntropyLine,
+    local_entropy_along_line,
+    local_entropy_difference,
+)
 from entropy_optax.measure._report import Report, report
 from entropy_optax.measure._report_figures import (
     local_entropy_figure,
     spectrum_figure,
 )
 from entropy_optax.measure._runner import ChainSettings
+from entropy_optax.measure._sequential_monte_carlo import tempered_smc_local_entropy
 from entropy_optax.measure._shares import Shares, share_near_zero
 from entropy_optax.measure._sharpness import (
     adaptive_sharpness,
@@ -89,11 +107,18 @@ __all__ = [
     "ChainSettings",
     "Curve",
     "Estimate",
+    "ExactLocalEntropy",
     "ExtremeEigenvalues",
+    "GradientQuality",
+    "InnerLoopQuality",
+    "LaplaceLocalEntropy",
     "LocalEntropyDiagnostics",
+    "LocalEntropyDifference",
     "LocalEntropyEstimate",
+    "LocalEntropyLine",
     "MeasureError",
     "NoiseCurve",
+    "NotConverged",
     "Objective",
     "PointSmoothness",
     "Report",
@@ -117,14 +142,18 @@ __all__ = [
     "filter_normalized_direction",
     "filter_scales",
     "gauss_newton_vector_product",
+    "gradient_quality",
     "growth_exponent",
     "hessian_vector_product",
     "landscape_figure",
+    "laplace_local_entropy",
     "lemma_bounds",
     "lemma_counterexample",
     "lemma_margin",
     "line_between",
     "local_entropy",
+    "local_entropy_along_line",
+    "local_entropy_difference",
     "local_entropy_figure",
     "local_minima",
     "model_objective",
@@ -136,7 +165,9 @@ __all__ = [
     "plane_figure",
     "plane_loss",
     "proximal_point",
+    "quadratic_local_entropy",
     "quadratic_smoothness",
+    "quadrature_local_entropy",
     "report",
     "settle",
     "share_near_zero",
@@ -150,6 +181,7 @@ __all__ = [
     "spectral_density",
     "spectrum_figure",
     "stability_bound",
+    "tempered_smc_local_entropy",
     "traces",
     "twin_runs",
     "two_valleys",

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 MAX_DIFFERENCE = 3.0
-MAX_R_HAT = 1.3
+MAX_R_HAT = 1.25
 MAX_GAP = 3.0
 MIN_ACCEPTANCE = 0.2
 
@@ -123,7 +123,7 @@ class Gates(NamedTuple):
       backward: Phi from the others, where it is too large.
       difference_z: forward minus backward in units of its standard error.
       worst_rung_z: the largest such number of the mean energies at one rung.
-      r_hat: the largest R-hat of the energies at one rung.
+      r_hat: the largest R-hat of the energies at two neighbouring rungs.
       gap: the largest standard deviation of a log weight between rungs.
       acceptance: the smallest mean acceptance probability.
       reasons: why the ladder is refused; empty if it is not.
@@ -174,6 +174,15 @@ def r_hat(values: np.ndarray) -> np.ndarray:
     return np.sqrt(((steps - 1) / steps * within + between + tiny) / (within + tiny))
 
 
+def _worst_r_hat(energy: np.ndarray) -> float:
+    # Two rungs together: chains that are stuck are so at both, noise is not.
+    centred = energy - energy.mean(axis=(1, 2), keepdims=True)
+    scaled = centred / (centred.std(axis=(1, 2), keepdims=True) + 1e-300)
+    if len(scaled) == 1:
+        return float(r_hat(scaled[0]))
+    return float(r_hat(np.concatenate([scaled[:-1], scaled[1:]], axis=1)).max())
+
+
 def bonferroni(count: int, chains: int, level: float = 0.002) -> float:
     """Finds the z that one of many comparisons exceeds with a small probability.
 
@@ -206,8 +215,8 @@ def check_ladder(ladder: Ladder) -> Gates:
     rungs = np.abs(difference_z(ladder.forward.mean(1), ladder.backward.mean(1)))[1:]
     worst = float(rungs.max())
     limit = bonferroni(len(rungs), ladder.forward.shape[-1])
-    mixing = float(r_hat(both)[1:].max())
     deviation = both.std(axis=(1, 2))
+    mixing = _worst_r_hat(both[1:])
     gap = float(np.max(np.diff(s) * np.maximum(deviation[1:], deviation[:-1])))
     tests = {
         f"forward and backward differ by {z:.1f} standard errors": abs(z)

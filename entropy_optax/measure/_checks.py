@@ -11,6 +11,10 @@ class MeasureError(ValueError):
     """What was handed to an instrument cannot be measured."""
 
 
+class NotConverged(MeasureError):
+    """A number was not found to the accuracy asked for within the work allowed."""
+
+
 def check_params(params: Any) -> None:
     """Refuses trees without a Hessian.
 
@@ -18,7 +22,8 @@ def check_params(params: Any) -> None:
       params: a tree of arrays.
 
     Raises:
-      MeasureError: if a leaf is not of real floating-point numbers, or none is there.
+      MeasureError: if a leaf is not of real floating-point numbers of 32 bits or more,
+        or none is there.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
@@ -29,6 +34,13 @@ def check_params(params: Any) -> None:
             raise MeasureError(
                 f"params: leaf {jax.tree_util.keystr(path) or '(the root)'} is {dtype},"
                 " wanted floats: keep counters and indices out of what is measured"
+            )
+        if jnp.finfo(dtype).bits < 32:
+            raise MeasureError(
+                f"params: leaf {jax.tree_util.keystr(path) or '(the root)'} is {dtype},"
+                " wanted float32 or float64: small noise and curvature are lost in"
+                " less; cast with `jax.tree.map(lambda x: x.astype(jnp.float32),"
+                " params)`"
             )
 
 

@@ -28,7 +28,7 @@ def dense_hessian(
     params: Params,
     *,
     curvature: Curvature = "hessian",
-    block_size: int = 100,
+    block_size: int = 32,
     max_gigabytes: float = 2.0,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -38,7 +38,7 @@ def dense_hessian(
       f: the loss, an `Objective` or any function of the params.
       params: where, n numbers.
       curvature: of the Hessian, or of the Gauss-Newton matrix.
-      block_size: columns computed at once.
+      block_size: columns computed at once; each takes the memory of a product.
       max_gigabytes: refuse a larger matrix: n = 10,000 takes 0.4 in float32, 50,000
         takes 10 and hours for its eigenvalues.
       progress: called with columns done and columns in all.
@@ -109,5 +109,6 @@ def dense_spectrum(f: Function, params: Params, **options: Any) -> np.ndarray:
 def _columns(f: Any, params: Any, columns: Any, curvature: Curvature) -> jax.Array:
     size = ravel_pytree(params)[0].size
     multiply = flat_product(f, params, curvature)
-    one = lambda column: multiply(jax.nn.one_hot(column, size))
+    dtype = ravel_pytree(params)[0].dtype
+    one = lambda column: multiply(jax.nn.one_hot(column, size, dtype=dtype))
     return jax.vmap(one)(columns)

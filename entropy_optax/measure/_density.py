@@ -15,7 +15,6 @@ class SpectralDensity:
       nodes: Ritz values of each probe, `[probes, k]`.
       weights: of the nodes, summing to 1 for each probe, `[probes, k]`.
       num_params: n, the number of eigenvalues.
-      half: nodes and weights after half the steps, for `truncation`.
 
     Attributes:
       nodes: as given.
@@ -23,17 +22,10 @@ class SpectralDensity:
       num_params: n.
     """
 
-    def __init__(
-        self,
-        nodes: np.ndarray,
-        weights: np.ndarray,
-        num_params: int,
-        half: tuple[np.ndarray, np.ndarray] | None = None,
-    ):
+    def __init__(self, nodes: np.ndarray, weights: np.ndarray, num_params: int):
         self.nodes = np.asarray(nodes, np.float64)
         self.weights = np.asarray(weights, np.float64)
         self.num_params = num_params
-        self._half = half
 
     @classmethod
     def from_tridiagonals(
@@ -48,29 +40,25 @@ class SpectralDensity:
         Returns:
           The density.
         """
-        # The first k / 2 steps are the leading block: nothing is run twice.
-        half = max(1, tridiagonals.shape[1] // 2)
-        return cls(
-            *_quadrature(tridiagonals),
-            num_params,
-            _quadrature(tridiagonals[:, :half, :half]),
-        )
+        values, vectors = np.linalg.eigh(tridiagonals)
+        return cls(values, vectors[:, 0, :] ** 2, num_params)
 
     @property
     def num_steps(self) -> int:
         """Lanczos steps, k."""
         return self.nodes.shape[1]
 
-    def share_below(self, threshold: float) -> Estimate:
+    def share_within(self, threshold: float) -> Estimate:
         """The share of eigenvalues within `[-threshold, threshold]`.
 
         Args:
           threshold: above 0.
 
         Returns:
-          The share, between 0 and 1. Where the spectrum is dense around the threshold
-          k nodes cannot resolve the edge: the share is then biased by several per
-          cent, which the standard error does not see. `truncation` is a hint.
+          The weight of the nodes there, between 0 and 1. Where the spectrum is dense
+          around the threshold it can be far off with a small standard error: all probes
+          put the same few nodes there. `bracket` says what is certain, and
+          `share_near_zero` is the instrument for small thresholds.
 
         Raises:
           MeasureError: if the threshold is not above 0.
@@ -79,35 +67,45 @@ class SpectralDensity:
         near = np.abs(self.nodes) <= threshold
         return estimate(np.sum(self.weights * near, axis=1))
 
-    def share_negative(self, threshold: float = 0.0) -> Estimate:
-        """The share of eigenvalues below `-threshold`.
+    def bracket(self, threshold: float) -> tuple[Estimate, Estimate]:
+        """The least and the largest share within a threshold that k steps allow.
+
+        k Lanczos steps fix the first 2 k moments of a probe's spectrum. Of all spectra
+        with these moments none has less than `sum_(i<j) w_i` below node j, and none has
+        more than `sum_(i<=j) w_i` up to it (Chebyshev, Markov, Stieltjes).
 
         Args:
-          threshold: 0 or more.
+          threshold: above 0.
 
         Returns:
-          The share, between 0 and 1.
-        """
-        return estimate(np.sum(self.weights * (self.nodes < -threshold), axis=1))
-
-    def truncation(self, threshold: float) -> float:
-        """By how much half as many Lanczos steps would change `share_below`.
-
-        Args:
-          threshold: as there.
-
-        Returns:
-          The absolute difference. Where it is well above the standard error, more
-          steps are needed; where it is not, they may be all the same.
+          Means over the probes of both bounds.
 
         Raises:
-          MeasureError: if what half the steps gave is not known.
+          MeasureError: if the threshold is not above 0.
         """
-        if self._half is None:
-            raise MeasureError("half: got None, wanted nodes and weights")
-        nodes, weights = self._half
-        half = np.sum(weights * (np.abs(nodes) <= threshold), axis=1)
-        return abs(float(np.mean(half)) - self.share_below(threshold).value)
+        least, most = self.bounds(threshold)
+        return estimate(least), estimate(most)
+
+    def bounds(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """The `bracket` of each probe.
+
+        Args:
+          threshold: above 0.
+
+        Returns:
+          Lower and upper bounds, `[probes]` each.
+
+        Raises:
+          MeasureError: if the threshold is not above 0.
+        """
+        check_positive("threshold", threshold)
+        below = np.sum(self.nodes < -threshold, axis=1)
+        up_to = np.sum(self.nodes <= threshold, axis=1)
+        sums = np.pad(np.cumsum(self.weights, axis=1), ((0, 0), (1, 0)))
+        index = lambda i: np.clip(i, 0, self.num_steps)[:, None]
+        at = lambda i: np.take_along_axis(sums, index(i), axis=1)[:, 0]
+        least = np.maximum(at(up_to - 1) - at(below + 1), 0.0)
+        return least, at(up_to + 1) - at(below - 1)
 
     def trace(self) -> Estimate:
         """The sum of all eigenvalues.
@@ -133,11 +131,13 @@ class SpectralDensity:
           gamma: the scope, above minus the smallest eigenvalue.
 
         Returns:
-          Its estimate from the same probes.
+          Its estimate from the same probes; too few steps are a bias that its standard
+          error does not see: compare with half as many.
 
         Raises:
-          MeasureError: if a node lies at -gamma or below.
+          MeasureError: if gamma is not above 0 or a node lies at -gamma or below.
         """
+        check_positive("gamma", gamma)
         if not 1 + self.nodes.min() / gamma > 0:
             raise MeasureError(
                 f"gamma: got {gamma:g}, the spectrum reaches {self.nodes.min():.4g}:"
@@ -222,14 +222,9 @@ def cut_exhausted(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
     cut = np.array(tridiagonals, np.float64)
     check_finite("matrix-vector products", cut[:, 0, 0])
     for matrix, overlap in zip(cut, overlaps, strict=True):
-        lost = ~(overlap < 1e-3)  # NaN, too
+        lost = ~(overlap < 1e-3) | ~np.isfinite(np.tril(matrix)).all(axis=1)
         if np.any(lost):
             k = int(np.argmax(lost))
             matrix[k:] = matrix[:, k:] = 0.0
     check_finite("matrix-vector products", cut)
     return cut
-
-
-def _quadrature(tridiagonals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = np.linalg.eigh(tridiagonals)
-    return values, vectors[:, 0, :] ** 2

@@ -115,10 +115,13 @@ def _filter_axes(params: Params, axes: Axes | None) -> list[int | None]:
     check_params(params)
     names, found = set(axes or {}), []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        axis = -1 if jnp.ndim(leaf) >= 2 else None
         place = jax.tree_util.keystr(path)
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        # The biases of attention have two axes, too.
+        filters = jnp.ndim(leaf) >= 2 and parts[-1] not in ("bias", "scale")
+        axis = -1 if filters else None
         for name, wanted in (axes or {}).items():
-            if name in place:
+            if name in parts:
                 names.discard(name)
                 axis = wanted
         if axis is not None and not -leaf.ndim <= axis < leaf.ndim:

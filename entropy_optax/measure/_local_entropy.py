@@ -35,6 +35,7 @@ from entropy_optax.measure._runner import ChainSettings, Runner, check_settings,
 from entropy_optax.measure._thermodynamic import run_ladder
 
 MIN_EFFECTIVE = 100
+MAX_UNSEEN = 0.5
 Method = Literal["auto", "monte_carlo", "thermodynamic_integration"]
 
 
@@ -63,14 +64,15 @@ def local_entropy(
     Two methods, the cheaper first:
 
     1. Plain Monte Carlo, if its effective sample size is 100 or more **and** its mean
-       energy at s = 1 agrees with that of chains which started at modes (the
-       effective sample size alone does not see a valley into which no draw fell).
+       energy at s = 1 agrees with that of chains which started at modes, none of which
+       stays below the energies of all draws (the effective sample size alone does not
+       see a valley into which no draw fell).
     2. Thermodynamic integration over s in :math:`e^{-s \beta f}`, :math:`d\Phi / ds =
        -\langle \beta f \rangle_s`. Chains climb an adaptive ladder of s from exact
        draws of the Gaussian, others descend it from modes; the stages are summed by
        Bennett's acceptance ratio, which has no error of discretisation. Refused unless
        both directions agree within 3 standard errors (in all and, allowing for their
-       number, at each rung), chains mix (R-hat 1.3) and rungs overlap.
+       number, at each rung), chains mix (R-hat 1.25) and rungs overlap.
 
     If x is many standard deviations from the maximiser of the integrand, the second
     method moves the Gaussian there, an exact change of variables.
@@ -185,11 +187,16 @@ def _monte_carlo(
         variance = np.sum((weights * (energy - mean)) ** 2) / count**2
         variance += means.var(ddof=1) / len(means)
         z = (mean - means.mean()) / max(variance, 1e-300) ** 0.5
-        limit = bonferroni(1, len(means))
+        # One chain in a valley below all draws is enough to know that they missed it.
+        unseen = float(np.max(np.mean(stage.energy < energy.min(), axis=0)))
         reasons = []
-        if abs(z) > limit:
+        if abs(z) > bonferroni(1, len(means)):
             reasons = [f"draws and chains differ in energy by {z:.1f} standard errors"]
-        seen = seen._replace(mean_energy_z=float(z), acceptance=stage.acceptance)
+        if unseen > MAX_UNSEEN:
+            reasons.append("a chain stays in a valley below the energies of all draws")
+        seen = seen._replace(
+            mean_energy_z=float(z), unseen=unseen, acceptance=stage.acceptance
+        )
     seen = seen._replace(reasons=tuple(reasons), num_energies=runner.num_gradients)
     if reasons:
         return not_converged(bracket, tail, seen)

@@ -14,12 +14,14 @@ class LocalEntropyDiagnostics(NamedTuple):
       effective_sample_size: of plain Monte Carlo, `(sum w)^2 / sum w^2`.
       mean_energy_z: Monte Carlo's mean energy at s = 1 minus that of chains which
         started at modes, in standard errors: it sees a valley that no draw fell into.
+      unseen: share of its time that a chain at s = 1 spent below the energies of all
+        of Monte Carlo's draws, the largest of all chains.
       acceptance: the smallest mean acceptance of the chains at a rung.
       forward: Phi by the chains on the way up alone; they lag above the energies.
       backward: Phi by the chains on the way down alone; they lag below.
       difference_z: their difference in standard errors.
       worst_rung_z: the largest such number of the mean energy at one rung.
-      r_hat: the largest R-hat of the energy at one rung.
+      r_hat: the largest R-hat of the energy at two neighbouring rungs.
       gap: the largest standard deviation of a log weight between two rungs.
       num_rungs: of the ladder.
       num_energies: energies and gradients computed.
@@ -28,6 +30,7 @@ class LocalEntropyDiagnostics(NamedTuple):
 
     effective_sample_size: float = NAN
     mean_energy_z: float = NAN
+    unseen: float = NAN
     acceptance: float = NAN
     forward: Estimate = Estimate(NAN, NAN, 0)
     backward: Estimate = Estimate(NAN, NAN, 0)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from entropy_optax.measure import _report_figures
-from entropy_optax.measure._checks import MeasureError, check_params
+from entropy_optax.measure._checks import NotConverged, check_params, check_positive
 from entropy_optax.measure._curvature import num_params
 from entropy_optax.measure._density import SpectralDensity
 from entropy_optax.measure._estimate import MIN_PROBES, Estimate
@@ -151,7 +151,7 @@ def report(
     num_steps: int = 12,
     long_steps: int = 200,
     chains: ChainSettings = _CHAINS,
-    description: str = "",
+    description: str = "the model",
     console: Console | None = None,
 ) -> Report:
     """Measures how wide the minimum of a trained model is.
@@ -186,10 +186,13 @@ def report(
       ...     f, jnp.ones(4), key=jax.random.key(0), gammas=[1.0], temperature=1.0
       ... )
       >>> print(found.extremes.largest.round(3), found.spectrum.trace())
-      [3.] 3.9 ± 0
+      [3.] 3.9 ± ...
     """
     check_params(params)
-    keys = jax.random.split(key, 5)
+    check_positive("temperature", temperature)
+    for gamma in gammas:
+        check_positive("gammas", gamma)
+    keys = jax.random.split(key, 6)
     with Progress(console=console, disable=console is None) as bar:
         task = bar.add_task("", total=5 + len(gammas))
 
@@ -204,12 +207,11 @@ def report(
             key=keys[0],
             num_probes=num_probes,
             num_steps=num_steps,
-            max_floats=2**24,  # some probes at a time: the bar moves
             progress=inner,
         )
         stage("share near zero", 1)
         shares = share_near_zero(
-            f, params, NEAR_ZERO, key=keys[1], num_steps=long_steps
+            f, params, NEAR_ZERO, key=keys[5], num_steps=long_steps
         )
         stage("extreme eigenvalues", 2)
         extremes = _extremes(f, params, keys[1])
@@ -259,7 +261,7 @@ def report(
 def _extremes(f: Function, params: Params, key: jax.Array) -> Any:
     try:
         return extreme_eigenvalues(f, params, key=key, tolerance=1e-3, max_products=400)
-    except MeasureError as error:
+    except NotConverged as error:
         return str(error)
 
 

@@ -47,7 +47,7 @@ class ChainSettings(NamedTuple):
 
     num_chains: int = 16
     num_steps: int = 24
-    num_burn: int = 12
+    num_burn: int = 24
     num_samples: int = 2000
     rung_width: float = 1.0
     max_rungs: int = 300

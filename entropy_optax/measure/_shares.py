@@ -22,16 +22,19 @@ class Shares(NamedTuple):
     Attributes:
       thresholds: t, `[m]`.
       values: shares of eigenvalues within `[-t, t]`, `[m]`.
-      standard_errors: `sqrt(2 p (1 - p) / (n + 2))`, of one normal probe, `[m]`.
-      truncation: by how much half the steps would change each value, `[m]`; a value
-        that moves by more than a few standard errors is not resolved yet.
+      standard_errors: of one normal probe, `sqrt(2 p (1 - p) / (n + 2))` for the p
+        between `lower` and `upper` where it is largest, `[m]`.
+      lower: the least share that the steps allow, see `SpectralDensity.bracket`, `[m]`.
+      upper: the largest; where they are far apart the share is not resolved, and more
+        steps are needed, `[m]`.
       num_steps: Lanczos steps, k.
     """
 
     thresholds: np.ndarray
     values: np.ndarray
     standard_errors: np.ndarray
-    truncation: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
     num_steps: int
 
 
@@ -63,7 +66,7 @@ def share_near_zero(
       curvature: of the Hessian, or of the Gauss-Newton matrix.
 
     Returns:
-      Shares, errors, and what half the steps would have said.
+      Shares, their standard errors, and what is certain.
 
     Raises:
       MeasureError: for a threshold that is not above 0, fewer than 2 steps, or products
@@ -88,15 +91,13 @@ def share_near_zero(
     num_steps = min(num_steps, size)
     found = _long_run(as_pytree(f), params, key, num_steps, curvature)
     matrices = cut_exhausted(*(np.asarray(part)[None] for part in found))
-    whole = SpectralDensity.from_tridiagonals(matrices, size)
-    half = max(1, num_steps // 2)
-    part = SpectralDensity.from_tridiagonals(matrices[:, :half, :half], size)
-    within = lambda density: np.array(
-        [np.sum(density.weights[np.abs(density.nodes) <= t]) for t in limits]
-    )
-    values = within(whole)
-    errors = np.sqrt(2 * values * (1 - values).clip(0) / (size + 2))
-    return Shares(limits, values, errors, np.abs(values - within(part)), num_steps)
+    density = SpectralDensity.from_tridiagonals(matrices, size)
+    within = lambda t: float(np.sum(density.weights[np.abs(density.nodes) <= t]))
+    values = np.array([within(t) for t in limits])
+    lower, upper = np.array([density.bounds(t) for t in limits])[..., 0].T
+    widest = np.clip(0.5, lower, upper)
+    errors = np.sqrt(2 * widest * (1 - widest) / (size + 2))
+    return Shares(limits, values, errors, lower, upper, num_steps)
 
 
 @partial(jax.jit, static_argnames=("num_steps", "curvature"))

@@ -151,10 +151,9 @@ def _line(name: str, values: ArrayLike) -> NDArray[Any]:
 
 def _check_alike(name: str, tree: Params, params: Params) -> None:
     check_params(params)
-    shapes = lambda t: jax.tree.map(jnp.shape, t)
-    if jax.tree.structure(tree) != jax.tree.structure(params) or shapes(tree) != shapes(
-        params
-    ):
+    shapes = lambda t: [jnp.shape(leaf) for leaf in jax.tree.leaves(t)]
+    same = jax.tree.structure(tree) == jax.tree.structure(params)
+    if not same or shapes(tree) != shapes(params):
         raise MeasureError(
             f"{name}: got a tree of shapes {shapes(tree)}, wanted one like the params,"
             f" {shapes(params)}"

@@ -17,6 +17,7 @@ from matfree import decomp
 
 from entropy_optax.measure._checks import (
     MeasureError,
+    NotConverged,
     check_at_least,
     check_finite,
     check_params,
@@ -86,7 +87,8 @@ def extreme_eigenvalues(
       Eigenvalues, vectors and residuals.
 
     Raises:
-      MeasureError: if an end has not converged, or a product is not finite.
+      NotConverged: if an end was not found, a MeasureError itself.
+      MeasureError: if a product is not finite, or num is too large.
 
     Examples:
       >>> import jax
@@ -104,6 +106,9 @@ def extreme_eigenvalues(
     multiply = _host_product(f, params, curvature)
     first = np.asarray(jax.random.normal(key, (size,)), np.float64)
     counter = [0]
+    if not np.any(multiply(first)):  # ARPACK stumbles over a matrix of zeros
+        zeros, basis = np.zeros(num), np.eye(num, size)
+        return ExtremeEigenvalues(zeros, zeros, zeros, zeros, basis, basis, 1)
 
     def counted(vector: np.ndarray) -> np.ndarray:
         counter[0] += 1
@@ -128,16 +133,16 @@ def extreme_eigenvalues(
                 tol=relative,
                 maxiter=max(1, max_products // basis),
             )
-        except scipy.sparse.linalg.ArpackNoConvergence as error:
+        except scipy.sparse.linalg.ArpackError as error:
             end = "largest" if which == "LA" else "smallest"
-            raise MeasureError(
+            raise NotConverged(
                 f"{end} eigenvalues: not converged in {max_products} products; wanted a"
                 " larger max_products or tolerance, or params in float64"
             ) from error
         order = np.argsort(values)[:: -1 if which == "LA" else 1]
         values, vectors = values[order], vectors.T[order]
         residuals = [
-            np.linalg.norm(multiply(v) - value * v)
+            np.linalg.norm(counted(v) - value * v)
             for value, v in zip(values, vectors, strict=True)
         ]
         ends[which] = values, np.array(residuals), vectors
@@ -155,7 +160,7 @@ def spectral_density(
     num_probes: int = MIN_PROBES,
     num_steps: int = 40,
     curvature: Curvature = "hessian",
-    max_floats: int = 2**27,
+    batch_size: int = 8,
     progress: Progress | None = None,
 ) -> SpectralDensity:
     """The density of all eigenvalues, by stochastic Lanczos quadrature.
@@ -171,10 +176,11 @@ def spectral_density(
       key: PRNG key of the probes.
       num_probes: random vectors, 30 or more.
       num_steps: k, products with each. Quantities that need a sharp edge in the
-        spectrum, like a share below a threshold, want many; `truncation` says whether
-        they were enough.
+        spectrum, like a share below a threshold, want many; `SpectralDensity.bracket`
+        says whether they were enough.
       curvature: of the Hessian, or of the Gauss-Newton matrix.
-      max_floats: of the bases of the probes that are run at once; bounds the memory.
+      batch_size: probes run at once. Each takes the memory of a product, which is that
+        of a chunk of the data, and k n floats.
       progress: called with probes done and probes in all.
 
     Returns:
@@ -189,7 +195,7 @@ def spectral_density(
       >>> from entropy_optax import measure
       >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0, 0.0, 0.0]) * x**2)
       >>> found = measure.spectral_density(f, jnp.zeros(4), key=jax.random.key(0))
-      >>> print(found.share_below(0.1))
+      >>> print(found.share_within(0.1))
       0.5 ± 0
     """
     check_params(params)
@@ -197,14 +203,17 @@ def spectral_density(
     check_at_least("num_steps", num_steps, 2)
     size = num_params(params)
     num_steps = min(num_steps, size)
-    batch = max(1, min(num_probes, max_floats // (size * num_steps)))
+    check_at_least("batch_size", batch_size, 1)
+    keys = jax.random.split(key, num_probes)
     tridiagonals = []
-    for start in range(0, num_probes, batch):
-        keys = jax.random.split(key, num_probes)[start : start + batch]
-        found = _tridiagonalise(as_pytree(f), params, keys, num_steps, curvature)
-        tridiagonals.append(cut_exhausted(*map(np.asarray, found)))
+    for start in range(0, num_probes, batch_size):
+        count = min(batch_size, num_probes - start)
+        # The last batch is filled up with others: one shape, one compilation.
+        picked = keys[(start + np.arange(min(batch_size, num_probes))) % num_probes]
+        found = _tridiagonalise(as_pytree(f), params, picked, num_steps, curvature)
+        tridiagonals.append(cut_exhausted(*(np.asarray(a)[:count] for a in found)))
         if progress is not None:
-            progress(min(start + batch, num_probes), num_probes)
+            progress(start + count, num_probes)
     return SpectralDensity.from_tridiagonals(np.concatenate(tridiagonals), size)
 
 

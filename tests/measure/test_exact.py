@@ -124,7 +124,7 @@ def test_quadrature_refuses():
         )
     with pytest.raises(measure.MeasureError, match="does not fall off"):
         measure.quadrature_local_entropy(lambda w: -jnp.sum(w**2), [0.0], **settings)
-    with pytest.raises(measure.MeasureError, match="the loss on the grid: .* finite"):
+    with pytest.raises(measure.MeasureError, match=r"the loss on the grid: .* finite"):
         measure.quadrature_local_entropy(
             lambda w: jnp.sum(jnp.log(w)), [1.0], **settings
         )

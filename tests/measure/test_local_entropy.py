@@ -104,9 +104,7 @@ FAMOUS = {"gamma": 1.0, "temperature": 1e-3}
 def test_the_known_failure_is_right(seed):
     f, x, exact = famous()
     assert round(exact, 1) == -873.3
-    out = measure.local_entropy(
-        f, x, key=jax.random.key(seed), settings=SMALL, **FAMOUS
-    )
+    out = measure.local_entropy(f, x, key=jax.random.key(seed), **FAMOUS)
     assert out.method == "thermodynamic_integration"
     assert out.diagnostics.effective_sample_size < 10  # Monte Carlo was tried
     assert z_of(out, exact) < LIMIT
@@ -153,7 +151,6 @@ def test_double_well(n, seed):
             jnp.asarray(x, jnp.float32),
             key=jax.random.key(seed),
             method=method,
-            settings=SMALL,
             **settings,
         )
         check(out, exact.phi)
@@ -193,7 +190,7 @@ def test_deep_valleys_that_one_end_does_not_see(seed, method):
         # Monte Carlo's own gate is passed, with an answer wrong by more than 10.
         assert out.diagnostics.effective_sample_size > 1000
         assert exact > out.bracket[1] + 10
-        assert "draws and chains differ" in out.diagnostics.reasons[0]
+        assert "below the energies of all draws" in out.diagnostics.reasons[-1]
 
 
 def test_the_shift_is_exact():
@@ -283,10 +280,10 @@ def test_smc_agrees():
     assert smc.method == "tempered_smc"
     check(smc, exact)
     assert smc.standard_error < 0.2
+    f, x, h = quadratic(100, 1, condition=1e4)
     few = measure.tempered_smc_local_entropy(
-        f, 30 * x, key=jax.random.key(1), num_particles=16, num_mcmc_steps=1,
-        **settings,
-    )  # fmt: skip
+        f, x, key=jax.random.key(1), num_particles=16, num_mcmc_steps=1, **settings
+    )
     assert few.method == "not_converged"
     assert "runs have a standard deviation of" in few.diagnostics.reasons[0]
 

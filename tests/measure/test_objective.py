@@ -73,6 +73,16 @@ def test_errors_name_what_is_wrong(change, message):
         measure.objective(**given)
 
 
+def test_a_sum_that_vanishes_at_the_params_is_refused():
+    x = np.eye(4)
+    data = {"x": x, "y": np.ones(4)}
+    fitted = {"w": jnp.ones(4)}
+    total = lambda p, b: jnp.sum((b["x"] @ p["w"] - b["y"]) ** 2)
+    assert total(fitted, data) == 0.0
+    with pytest.raises(measure.MeasureError, match="not a mean"):
+        measure.objective(total, data, fitted)
+
+
 def test_batch_norm_in_training_mode_is_refused():
     data, params = problem()
 

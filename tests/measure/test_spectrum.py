@@ -1,5 +1,7 @@
 """Spectra against dense linear algebra, and stochastic ones within their errors."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,15 +105,13 @@ def test_density_is_within_its_errors(seed):
             f, jnp.zeros(100), key=jax.random.key(seed), num_probes=40, num_steps=80
         )
     for estimate, exact in (
-        (found.share_below(0.1), 0.7),
-        (found.share_negative(0.1), 0.04),
+        (found.share_within(0.1), 0.7),
         (found.trace(), np.trace(matrix)),
         (found.trace_of_square(), np.trace(matrix @ matrix)),
         (found.log_determinant(2.0), np.sum(np.log1p(values / 2.0))),
     ):
         assert abs(estimate.value - exact) < 3.5 * estimate.standard_error
         assert estimate.num_samples == 40
-    assert found.truncation(0.1) < 1e-6  # 28 different eigenvalues, 40 steps
     np.testing.assert_allclose(found.nodes.max(), 20.0, rtol=1e-6)
     grid = np.linspace(-3, 23, 400)
     curve = found.curve(grid, 0.5)
@@ -126,7 +126,7 @@ def test_density_is_within_its_errors(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_too_few_steps_show_in_the_truncation(seed):
+def test_brackets_hold_what_too_few_steps_miss(seed):
     values = np.concatenate([np.linspace(0.0, 1.0, 99), [40.0]])
     f, _ = with_spectrum(values)
     with jax.enable_x64(True):
@@ -134,19 +134,83 @@ def test_too_few_steps_show_in_the_truncation(seed):
         few = measure.spectral_density(f, x, key=key, num_steps=4)
         many = measure.spectral_density(f, x, key=key, num_steps=100)
     exact = np.mean(values <= 0.45)
-    biased, right = few.share_below(0.45), many.share_below(0.45)
+    biased, right = few.share_within(0.45), many.share_within(0.45)
     assert abs(right.value - exact) < 3.5 * right.standard_error
     assert abs(biased.value - exact) > 5 * right.standard_error
-    assert few.truncation(0.45) > 5 * right.standard_error
+    for density, widest in ((few, 1.0), (many, 0.1)):
+        least, most = density.bracket(0.45)
+        assert least.value - 3.5 * least.standard_error <= exact
+        assert exact <= most.value + 3.5 * most.standard_error
+        assert most.value - least.value <= widest
+
+
+@pytest.mark.parametrize("num_steps", [3, 10, 40])
+def test_brackets_are_true_of_every_probe(num_steps):
+    # In float64 the spectrum of each probe is known: its squared components.
+    values = np.sort(np.random.default_rng(2).laplace(scale=0.1, size=80))
+    f, matrix = with_spectrum(values)
+    basis = np.linalg.eigh(matrix)[1]
+    with jax.enable_x64(True):
+        key = jax.random.key(1)
+        found = measure.spectral_density(f, jnp.zeros(80), key=key, num_steps=num_steps)
+        probes = [
+            np.asarray(jax.random.rademacher(k, (80,), jnp.float64))
+            for k in jax.random.split(key, 30)
+        ]
+    for threshold in (0.01, 0.1, 0.3):
+        masses = [
+            np.sum((basis.T @ z)[np.abs(values) <= threshold] ** 2) / 80 for z in probes
+        ]
+        least, most = found.bounds(threshold)
+        assert np.all(least <= np.array(masses) + 1e-9)
+        assert np.all(np.array(masses) <= most + 1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_share_near_zero(seed):
+    values = np.concatenate([np.linspace(-1e-3, 1e-3, 900), np.geomspace(0.1, 30, 100)])
+    f = lambda x: 0.5 * jnp.sum(jnp.asarray(values, x.dtype) * x**2)
+    with jax.enable_x64(True):
+        key = jax.random.key(seed)
+        found = measure.share_near_zero(
+            f, jnp.zeros(1000), (1e-4, 1e-2), key=key, num_steps=300
+        )
+        few = measure.share_near_zero(
+            f, jnp.zeros(1000), (1e-4, 1e-2), key=key, num_steps=10
+        )
+    exact = np.array([np.mean(np.abs(values) <= t) for t in (1e-4, 1e-2)])
+    assert np.all(np.abs(found.values - exact) < 3.5 * found.standard_errors)
+    slack = 3.5 * found.standard_errors
+    for shares in (found, few):
+        assert np.all(shares.lower - slack <= exact)
+        assert np.all(exact <= shares.upper + slack)
+    assert np.all(found.upper - found.lower < 0.05)
+    # Ten steps have not seen the bulk: what they say is not certain, and they say so.
+    assert few.upper[0] - few.lower[0] > 0.5
+    assert np.all(few.standard_errors > 0.005)
+    p = np.clip(0.5, found.lower, found.upper)
+    np.testing.assert_allclose(found.standard_errors, np.sqrt(2 * p * (1 - p) / 1002))
 
 
 def test_exhausted_krylov_spaces():
     # One or two distinct eigenvalues: Lanczos is done after as many steps.
-    for values, share in ((np.ones(8), 0.0), (np.zeros(8), 1.0)):
+    n = 50
+    for values, share in (
+        (np.ones(n), 0.0),
+        (np.zeros(n), 1.0),
+        (np.arange(n) % 2, 0.5),
+    ):
         f = lambda x, values=values: 0.5 * jnp.sum(jnp.asarray(values, x.dtype) * x**2)
-        found = measure.spectral_density(f, jnp.zeros(8), key=jax.random.key(0))
-        assert found.share_below(0.5).value == pytest.approx(share, abs=1e-5)
-        assert found.trace().value == pytest.approx(values.sum(), abs=1e-4)
+        x, key = jnp.zeros(n), jax.random.key(0)
+        for batch_size in (1, 8, 30):
+            found = measure.spectral_density(
+                f, x, key=key, num_steps=12, batch_size=batch_size
+            )
+            assert found.share_within(0.5).value == pytest.approx(share, abs=1e-5)
+            assert found.trace().value == pytest.approx(values.sum(), abs=1e-3)
+        ends = measure.extreme_eigenvalues(f, x, key=key)
+        assert ends.largest[0] == pytest.approx(values.max(), abs=1e-5)
+        assert ends.smallest[0] == pytest.approx(values.min(), abs=1e-5)
 
 
 def test_batches_of_probes_change_nothing():
@@ -158,7 +222,7 @@ def test_batches_of_probes_change_nothing():
         params,
         key=key,
         num_steps=10,
-        max_floats=10 * 54 * 7,
+        batch_size=7,
         progress=lambda *at: done.append(at),
     )
     np.testing.assert_allclose(whole.nodes, parts.nodes, rtol=1e-4, atol=1e-4)
@@ -192,6 +256,7 @@ def test_student_intervals_cover_the_trace():
 
 
 def test_errors_name_what_is_wrong():
+    fisher: Any = "fisher"
     f, x, key = (lambda x: jnp.sum(x**2)), jnp.ones(4), jax.random.key(0)
     for call, message in (
         (
@@ -212,7 +277,7 @@ def test_errors_name_what_is_wrong():
             lambda: measure.traces(lambda x: jnp.sum(x**4), x * jnp.nan, key=key),
             "not finite",
         ),
-        (lambda: measure.traces(f, x, key=key, curvature="fisher"), "wanted 'hessian'"),
+        (lambda: measure.traces(f, x, key=key, curvature=fisher), "wanted 'hessian'"),
         (
             lambda: measure.traces(f, x, key=key, curvature="gauss_newton"),
             "wants model_objective",
@@ -222,7 +287,7 @@ def test_errors_name_what_is_wrong():
             "a matrix of 50890 params takes 10.4",
         ),
         (
-            lambda: measure.spectral_density(f, x, key=key).share_below(0.0),
+            lambda: measure.spectral_density(f, x, key=key).share_within(0.0),
             "threshold: got 0.0",
         ),
         (

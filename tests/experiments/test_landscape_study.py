@@ -1,0 +1,61 @@
+"""The study of landscapes, small: its record holds what the instruments say."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from entropy_optax.experiments import landscape, results_measure
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("landscape")
+    landscape.measure(out, Console(quiet=True), num_runs=16, num_gradients=40)
+    return out, json.loads((out / "landscape.json").read_text())
+
+
+def test_the_lowest_point_moves_to_the_wide_valley(measured):
+    _, record = measured
+    lowest = record["one_dimension"]["lowest"]
+    assert lowest["f"] == 300
+    assert 600 < lowest["-F, gamma 0.001"] < 700
+    assert 600 < lowest["-F, gamma 5e-05"] < 700
+
+
+def test_every_run_ends_somewhere(measured):
+    _, record = measured
+    plane = record["two_dimensions"]
+    methods = {row["method"] for row in plane["sweep"]}
+    counts = {m: sum(r["method"] == m for r in plane["sweep"]) for m in methods}
+    assert len(set(counts.values())) == 1  # as many configurations for each
+    for row in plane["sweep"]:
+        ends = [row[where]["count"] for where in ("sharp", "wide", "elsewhere")]
+        assert sum(ends) == plane["num_runs"] == 16
+        assert row["wide"]["low"] <= row["wide"]["share"] <= row["wide"]["high"]
+
+
+def test_figures_and_table(measured):
+    out, record = measured
+    names = {path.stem for path in out.glob("*.png")}
+    assert names == {
+        "one_dimension",
+        "valleys",
+        "shares",
+        "slices",
+        "planes",
+        "noise_isotropic",
+        "noise_multiplicative",
+        "noise_filter",
+    }
+    table = results_measure.landscape(record)
+    wide = record["two_dimensions"]["chosen"][0]["wide"]
+    assert f"{100 * wide['share']:.1f} [" in table
+
+
+def test_nets_are_told_apart_by_their_sharpness(measured):
+    _, record = measured
+    numbers = record["nets"]["numbers"]
+    assert set(numbers) == {"SGD", "SAM", "Entropy-SGD"}
+    assert record["nets"]["num_params"] == 196 * 64 + 64 + 64 * 10 + 10
+    assert len({row["adaptive_sharpness"] for row in numbers.values()}) == 3
