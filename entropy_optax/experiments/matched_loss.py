@@ -4,13 +4,14 @@ Where a minimum of a lower loss is flatter for that reason alone (the Hessian of
 cross-entropy vanishes with it), flatness is compared at equal training loss.
 """
 
-import pathlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 from entropy_optax.experiments import methods
@@ -18,13 +19,12 @@ from entropy_optax.experiments.compiled import compile_step, draw
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.image_task import ImageTask
-from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.settings import Settings, gradients_per_update
+from entropy_optax.experiments.stops import Stops, shortened
 
 NUM_TRAIN = 2000
 TARGETS = (0.05, 0.01)
-"""Nats; the mean over all training images, dropout off."""
-CHUNK = 20
-"""Gradients between two looks at the training loss: one epoch."""
+"""Nats; the mean over the images looked at, dropout off."""
 PATIENCE = 5
 """A run is given up after so many times the gradients of the fastest beside it."""
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,11 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "mnistfc_small": {"model": "mnistfc_small", "num_gradients": 4000},
     "lenet_small": {"model": "lenet_small", "num_gradients": 1600},
 }
+NUM_IMAGES = {"mlp_small": 500, "mnistfc_small": 500, "lenet_small": 200}
+"""The first training images: loss and flatness are of the same ones."""
 RATES = (0.025, 0.05, 0.1, 0.2)
+"""The first to be tried; others follow by factors of 2 until the best is inside."""
+MAX_RATES = 8
 
 
 class Contender(NamedTuple):
@@ -42,27 +46,13 @@ class Contender(NamedTuple):
       label: for people.
       optimizer: its name.
       settings: all but the rate.
-      rates: to choose from.
+      rates: to choose from at first.
     """
 
     label: str
     optimizer: str
     settings: Settings
     rates: tuple[float, ...]
-
-
-class Stops(NamedTuple):
-    """Where runs first were at or below each training loss.
-
-    Attributes:
-      params: as vectors, `[runs, targets, n]`, NaN where a loss was not reached.
-      gradients: spent until then, `[runs, targets]`, -1 where it was not reached.
-      training_loss: in nats, `[runs, targets]`.
-    """
-
-    params: np.ndarray
-    gradients: np.ndarray
-    training_loss: np.ndarray
 
 
 def base_settings(system: str) -> Settings:
@@ -78,7 +68,7 @@ def base_settings(system: str) -> Settings:
         system
     ]
     return Settings(
-        **values, report_every=CHUNK, evaluate_every=CHUNK, rate_schedule="constant"
+        **values, report_every=20, evaluate_every=20, rate_schedule="constant"
     )
 
 
@@ -122,6 +112,7 @@ def train(
     contender: Contender,
     rates: Sequence[float],
     seeds: Sequence[int],
+    num_images: int,
 ) -> Stops:
     """Trains runs together, each until the last target or the end of the budget.
 
@@ -130,11 +121,15 @@ def train(
       contender: optimizer and settings.
       rates: one for each run.
       seeds: one for each run, of initialisation, order of the batches and noise.
+      num_images: the training loss is that of the first ones.
 
     Returns:
       The points at which they were stopped.
     """
     name, settings, count = contender.optimizer, contender.settings, len(seeds)
+    # A look after each update: of Entropy-SGD an outer step, of SAM two gradients.
+    chunk = gradients_per_update(settings, name)
+    settings = dataclasses.replace(settings, report_every=chunk, evaluate_every=chunk)
     field = rate_field(getattr(settings, name))
     chosen = [with_fields(settings, name, {field: rate}) for rate in rates]
     split = [methods.split_settings(name, s)[0] for s in chosen]
@@ -146,63 +141,49 @@ def train(
     arrays = step.init(traced, jnp.stack([jax.random.key(seed) for seed in seeds]))
     streams = [task.indices(seed) for seed in seeds]
 
-    @jax.jit
-    def look(arrays: Any, data: Any) -> tuple[jax.Array, jax.Array]:
-        params = jax.vmap(method.eval_params)(arrays["opt_state"], arrays["params"])
-        loss = lambda p: task.loss(p, {}, data, jnp.int32(0), jax.random.key(0))[0]
-        vectors = jax.vmap(lambda p: ravel_pytree(p)[0])(params)
-        return vectors, jax.lax.map(loss, params)
+    unravel = ravel_pytree(task.init(jax.random.key(0))[0])[1]
+    images, labels = (array[:num_images] for array in task.data)
 
-    vectors, _ = look(arrays, task.data)
+    @jax.jit
+    def loss_of(vector: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = task.logits(unravel(vector), {}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses)
+
+    @jax.jit
+    def look(arrays: Any, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+        params = jax.vmap(method.eval_params)(arrays["opt_state"], arrays["params"])
+        vectors = jax.vmap(lambda p: ravel_pytree(p)[0])(params)
+        return vectors, jax.lax.map(lambda v: loss_of(v, images, labels), vectors)
+
+    loss_at = lambda vector: float(loss_of(vector, images, labels))
+    vectors, _ = look(arrays, images, labels)
+    before = np.asarray(vectors)
     shape = (count, len(TARGETS))
     stops = Stops(
         np.full((*shape, vectors.shape[1]), np.nan, np.float32),
         np.full(shape, -1),
         np.full(shape, np.nan),
     )
-    draws = CHUNK // methods.repeats(settings, name)
-    for gradients in range(CHUNK, settings.num_gradients + 1, CHUNK):
+    draws = chunk // methods.repeats(settings, name)
+    for gradients in range(chunk, settings.num_gradients + 1, chunk):
         arrays, _ = step.advance(arrays, traced, task.data, draw(streams, draws))
-        vectors, losses = jax.device_get(look(arrays, task.data))
+        vectors, losses = jax.device_get(look(arrays, images, labels))
         for run, target in zip(
             *np.nonzero((stops.gradients < 0) & (losses[:, None] <= TARGETS)),
             strict=True,
         ):
-            stops.params[run, target] = vectors[run]
+            vector = shortened(before[run], vectors[run], loss_at, TARGETS[target])
+            stops.params[run, target] = vector
             stops.gradients[run, target] = gradients
-            stops.training_loss[run, target] = losses[run]
+            stops.training_loss[run, target] = loss_at(vector)
+        before = vectors
         reached = stops.gradients[:, -1]
         if np.all((reached > 0) | ~np.isfinite(losses)):
             break
         if np.any(reached > 0) and gradients >= PATIENCE * reached[reached > 0].min():
             break
     return stops
-
-
-def save(path: pathlib.Path, stops: Stops) -> None:
-    """Keeps stopped runs, without pickle.
-
-    Args:
-      path: of an npz file.
-      stops: the runs.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".part").open("wb") as file:
-        np.savez(file, **stops._asdict())
-    path.with_suffix(".part").replace(path)
-
-
-def restore(path: pathlib.Path) -> Stops:
-    """Reads what `save` wrote.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      The runs.
-    """
-    with np.load(path, allow_pickle=False) as arrays:
-        return Stops(**{name: arrays[name] for name in Stops._fields})
 
 
 def best_rate(
@@ -241,13 +222,14 @@ def best_rate(
                     "gradients": gradients,
                 }
             )
+    tried = sorted(set(rates))
     for loss in reversed(TARGETS):
         errors = lambda rate, loss=loss: [
             row["validation_error"]
             for row in table
             if row["rate"] == rate and row["target"] == loss
         ]
-        means = [np.mean(errors(rate)) for rate in contender.rates]
+        means = [np.mean(errors(rate)) for rate in tried]
         if np.any(np.isfinite(means)):
-            return contender.rates[int(np.nanargmin(means))], table
+            return tried[int(np.nanargmin(means))], table
     raise RuntimeError(f"{contender.label}: no rate reaches {TARGETS[0]} nats")

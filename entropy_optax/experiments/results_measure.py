@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from entropy_optax.experiments.results_format import markdown, p_value
+from entropy_optax.experiments.statistics import holm
 
 SYSTEM_LABELS = {
     "mlp_small": "perceptron 196-32-10",
@@ -18,12 +19,12 @@ SYSTEM_LABELS = {
 FLATNESS = (
     ("trace", "trace", 1, -1),
     ("largest", "largest eigenvalue", 2, -1),
-    ("near_zero_0.0001", "share of abs. eigenvalue < 1e-4", 3, +1),
+    ("near_zero_0.0001", "share < 1e-4", 3, +1),
     ("near_zero_0.001", "share < 1e-3", 4, +1),
-    ("phi", "local entropy Phi", 2, +1),
-    ("noise_0.1", "loss, filter noise .1", 4, -1),
-    ("noise_0.2", "loss, filter noise .2", 4, -1),
-    ("noise_0.4", "loss, filter noise .4", 3, -1),
+    ("width", "local entropy, Phi + f / T", 2, +1),
+    ("noise_0.1", "loss increase, filter noise .1", 4, -1),
+    ("noise_0.2", "loss increase, filter noise .2", 4, -1),
+    ("noise_0.4", "loss increase, filter noise .4", 3, -1),
 )
 REFERENCE = "SGD-Nesterov"
 
@@ -108,7 +109,13 @@ def valleys(records: dict[str, Any]) -> str:
             )
             parts.append(_values(record, target) + "\n")
             parts.append(_signs(record, target) + "\n")
-    return "\n".join(parts)
+    return "\n".join(parts) + (
+        "Mean ± standard error over the seeds that reached the loss. The last update is"
+        " shortened so that the loss is the same, on the images that flatness is"
+        " measured on. Signs: in how many of the pairs of one seed a contender is wider"
+        " than SGD, and the p-value of the sign test, adjusted by Holm's method over"
+        " the contenders of a column."
+    )
 
 
 def landscape(record: dict[str, Any]) -> str:
@@ -221,21 +228,28 @@ def of_contender(
 
 
 def _values(record: dict[str, Any], target: float) -> str:
-    head = ["", "rate", "gradients", "test error, %", *(f[1] for f in FLATNESS)]
+    names = [f"{name}{_BRACKETED.get(name, '')}" for _, name, _, _ in FLATNESS]
+    head = ["", "rate", "gradients", "loss", "test error, %", *names]
     rows = []
     for contender, choice in record["choices"].items():
         own = of_contender(record, contender, target)
         good = [row for row in own if "trace" in row]
-        rates = sorted({tried["rate"] for tried in choice["tried"]})
-        edge = " (edge)" if choice["rate"] in (rates[0], rates[-1]) else ""
+        edge = "" if choice["inside"] else " (edge)"
         lost = f" ({len(good)} of {len(own)})" if len(good) < len(own) else ""
         row = [contender + lost, f"{choice['rate']:g}{edge}"]
         if len(good) < 2:
-            rows.append([*row, *["not reached"] * (2 + len(FLATNESS))])
+            rows.append([*row, *["not reached"] * (3 + len(FLATNESS))])
             continue
         row.append(f"{np.median([r['gradients'] for r in good]):g}")
+        row.append(f"{np.mean([r['training_loss'] for r in good]):.4f}")
         row.append(_mean(good, "test_error", 2))
-        row += [_mean(good, name, digits) for name, _, digits, _ in FLATNESS]
+        for name, _, digits, _ in FLATNESS:
+            certain = ""
+            if name.startswith("near_zero"):
+                bracket = name.replace("near_zero", "bracket")
+                width = np.mean([r[bracket] for r in good])
+                certain = f" [{width:.{digits}f}]"
+            row.append(_mean(good, name, digits) + certain)
         rows.append(row)
     return markdown(head, rows)
 
@@ -243,30 +257,35 @@ def _values(record: dict[str, Any], target: float) -> str:
 def _signs(record: dict[str, Any], target: float) -> str:
     head = ["wider than SGD in", *(f[1] for f in FLATNESS)]
     sgd = {r["seed"]: r for r in of_contender(record, REFERENCE, target)}
-    rows = []
-    for contender in record["choices"]:
-        if contender == REFERENCE:
-            continue
-        own = of_contender(record, contender, target)
-        pairs = [
-            (row, sgd[row["seed"]])
-            for row in own
-            if "trace" in row and "trace" in sgd[row["seed"]]
-        ]
-        cells = []
-        for name, _, _, sign in FLATNESS:
-            usable = [
-                (sign * a[name], sign * b[name])
-                for a, b in pairs
-                if a[name] is not None and b[name] is not None
+    rivals = [name for name in record["choices"] if name != REFERENCE]
+    columns = []
+    for name, _, _, sign in FLATNESS:
+        tests = {}
+        for contender in rivals:
+            pairs = [
+                (sign * row[name], sign * sgd[row["seed"]][name])
+                for row in of_contender(record, contender, target)
+                if row.get(name) is not None and sgd[row["seed"]].get(name) is not None
             ]
-            if not usable:
-                cells.append("-")
-                continue
-            wins, count, p = sign_test(*zip(*usable, strict=True))
-            cells.append(f"{wins}/{count}, {p_value(p)}")
-        rows.append([contender, *cells])
+            tests[contender] = sign_test(*zip(*pairs, strict=True)) if pairs else None
+        adjusted = iter(holm([t[2] for t in tests.values() if t]))
+        columns.append(
+            [
+                f"{t[0]}/{t[1]}, {p_value(next(adjusted))}" if t else "-"
+                for t in tests.values()
+            ]
+        )
+    rows = [
+        [contender, *cells] for contender, *cells in zip(rivals, *columns, strict=True)
+    ]
     return markdown(head, rows)
+
+
+_BRACKETED = {
+    name: " [width of bracket]"
+    for _, name, _, _ in FLATNESS
+    if name.startswith("share")
+}
 
 
 def _mean(rows: list[dict[str, Any]], name: str, digits: int) -> str:

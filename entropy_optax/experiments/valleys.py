@@ -19,16 +19,15 @@ from entropy_optax import measure
 from entropy_optax.experiments import matched_loss, networks
 from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.experiments.image_task import ImageTask
-from entropy_optax.experiments.matched_loss import Contender, Stops
+from entropy_optax.experiments.matched_loss import Contender
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.networks import Objectives
+from entropy_optax.experiments.stops import joined, restore, save
 from entropy_optax.experiments.tasks import make_task
 
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
-NUM_IMAGES = {"mlp_small": 250, "mnistfc_small": 250, "lenet_small": 100}
-"""Training images that curvature is measured on, the first ones."""
-NUM_PROBES, NUM_STEPS = 30, 12
+NUM_PROBES = 30
 CHAINS = measure.ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
 GAMMA, TEMPERATURE = 30.0, 0.01
 """Of local entropy: Gaussian steps of standard deviation 0.018 for each weight."""
@@ -36,49 +35,12 @@ NEAR_ZERO, LONG = (1e-4, 1e-3, 1e-2), 300
 """Thresholds of the share near zero, and the Lanczos steps for it."""
 NOISES = (0.1, 0.2, 0.4)
 """Relative to each filter's own norm."""
-FLATNESS = {
-    "trace": "trace of the Hessian",
-    "largest": "largest eigenvalue",
-    "near_zero_0.0001": "share of |eigenvalue| < 1e-4",
-    "phi": "local entropy Phi",
-    **{f"noise_{s:g}": f"loss under filter noise {s:g}" for s in NOISES},
-}
-
-
-def train(system: str, runs: pathlib.Path, console: Console) -> dict[str, Any]:
-    """Chooses every contender's rate and trains ten fresh seeds; resumable.
-
-    Args:
-      system: the network's name.
-      runs: folder of the stopped networks.
-      console: where progress goes.
-
-    Returns:
-      For each contender's label its rate and what it was chosen from.
-    """
-    found = {}
-    task = _task(system)
-    for contender in matched_loss.contenders(system):
-        memo = Memo(runs / system / f"{slug(contender.label)}.json", contender)
-        content = memo("choice", functools.partial(_choice, task, contender))
-        found[contender.label] = content
-        path = _stops_path(runs, system, contender)
-        if not path.exists():
-            rates = [content["rate"]] * len(SEEDS)
-            matched_loss.save(path, matched_loss.train(task, contender, rates, SEEDS))
-        stops = matched_loss.restore(path)
-        console.print(
-            f"{system}: {contender.label}, rate {content['rate']:g},"
-            f" gradients {np.median(stops.gradients, axis=0)},"
-            f" missed {np.sum(stops.gradients < 0, axis=0)}"
-        )
-    return found
 
 
 def run(
     system: str, out: pathlib.Path, console: Console, runs: pathlib.Path | None = None
 ) -> None:
-    """Trains, measures and writes the record of one network; resumable.
+    """Chooses rates, trains, measures, and writes the record of one network; resumable.
 
     Args:
       system: the network's name.
@@ -86,141 +48,101 @@ def run(
       console: where progress goes.
       runs: folder of the stopped networks, which are too large for a record.
     """
-    runs = runs or pathlib.Path("runs/valleys")
-    choices = train(system, runs, console)
-    task = _task(system)
-    record = []
+    folder = (runs or pathlib.Path("runs/valleys")) / system
+    task = make_task(matched_loss.base_settings(system))
+    assert isinstance(task, ImageTask)
+    count = matched_loss.NUM_IMAGES[system]
     params, _ = task.init(jax.random.key(0))
-    examples = NUM_IMAGES[system]
-    found = networks.objectives(task, params, {}, examples)
+    found = networks.objectives(task, params, {}, count)
+    choices: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     for contender in matched_loss.contenders(system):
-        stops = matched_loss.restore(_stops_path(runs, system, contender))
-        memo = Memo(
-            runs / system / f"{slug(contender.label)}-measured.json",
-            [contender, examples, NUM_PROBES, NUM_STEPS, GAMMA, TEMPERATURE, NOISES],
-        )
-        shares = Memo(
-            runs / system / f"{slug(contender.label)}-shares.json",
-            [contender, examples, LONG, NEAR_ZERO],
-        )
-        for target in range(len(matched_loss.TARGETS)):
-            for seed in SEEDS:
+        path = folder / f"{slug(contender.label)}.npz"
+        memo = Memo(path.with_suffix(".json"), _basis(contender, count))
+        choice = memo("choice", functools.partial(_choice, task, contender, count))
+        choices[contender.label] = choice
+        train = functools.partial(_train, task, contender, choice["rate"], count, path)
+        memo("trained", train)
+        stops = restore(path)
+        for target, loss in enumerate(matched_loss.TARGETS):
+            for run, seed in enumerate(SEEDS):
                 row = {
                     "contender": contender.label,
-                    "target": matched_loss.TARGETS[target],
+                    "target": loss,
                     "seed": seed,
-                    "gradients": int(stops.gradients[seed, target]),
+                    "gradients": int(stops.gradients[run, target]),
                 }
                 if row["gradients"] > 0:
-                    find = functools.partial(flatness, task, found, stops, seed, target)
-                    row |= memo(f"{target}, {seed}", find)
-                    find = functools.partial(
-                        near_zero, task, found, stops, seed, target
-                    )
-                    row |= shares(f"{target}, {seed}", find)
-                record.append(row)
-            console.print(f"{system}: {contender.label}, {_summary(record)}")
+                    vector = stops.params[run, target]
+                    measured = functools.partial(flatness, task, found, vector, seed)
+                    row |= memo(f"{loss:g} nats, seed {seed}", measured)
+                rows.append(row)
+            console.print(f"{system}: {contender.label}, {_summary(rows)}")
     content = {
         "system": system,
         "settings": matched_loss.base_settings(system),
-        "num_images": examples,
-        "num_probes": NUM_PROBES,
-        "num_steps": NUM_STEPS,
-        "long": LONG,
-        "gamma": GAMMA,
-        "temperature": TEMPERATURE,
+        "num_images": count,
+        "constants": _CONSTANTS,
         "choices": choices,
-        "rows": record,
+        "rows": rows,
     }
     write_json(out / f"{system}.json", content)
 
 
 def flatness(
-    task: ImageTask,
-    found: Objectives,
-    stops: Stops,
-    seed: int,
-    target: int,
+    task: ImageTask, found: Objectives, vector: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """All numbers of one network.
 
     Args:
       task: network and data.
       found: its loss and error rate.
-      stops: the contender's networks.
-      seed: which of them.
-      target: which training loss.
+      vector: its params.
+      seed: the same probes and noise for all contenders: differences are paired.
 
     Returns:
       Numbers by name.
     """
-    params = _params(task, stops, seed, target)
-    # The same probes and the same noise for all contenders: differences are paired.
+    tree, _ = task.init(jax.random.key(0))
+    params = ravel_pytree(tree)[1](jnp.asarray(vector))
     keys = jax.random.split(jax.random.key(seed), 4)
     f = found.loss
-    density = measure.spectral_density(
-        f, params, key=keys[0], num_probes=NUM_PROBES, num_steps=NUM_STEPS
-    )
+    loss = float(jax.jit(lambda f, p: f(p))(f, params))
+    traces = measure.traces(f, params, key=keys[0], num_probes=NUM_PROBES)
+    shares = measure.share_near_zero(f, params, NEAR_ZERO, key=keys[1], num_steps=LONG)
     phi = measure.local_entropy(
         f,
         params,
         gamma=GAMMA,
         temperature=TEMPERATURE,
-        key=keys[1],
+        key=keys[2],
         settings=CHAINS,
     )
-    curve = measure.noise_curve(f, params, NOISES, kind="filter", key=keys[2])
-    wrong = measure.noise_curve(found.error, params, NOISES, kind="filter", key=keys[2])
+    curve = measure.noise_curve(f, params, NOISES, kind="filter", key=keys[3])
+    wrong = measure.noise_curve(found.error, params, NOISES, kind="filter", key=keys[3])
     test = task.score(task.variables(params, {}), "test")
-    return {
-        "training_loss": float(stops.training_loss[seed, target]),
+    row: dict[str, Any] = {
+        "training_loss": loss,
         "test_error": test.error,
         "test_loss": test.loss,
-        "trace": density.trace().value,
-        "trace_error": density.trace().standard_error,
-        "trace_of_square": density.trace_of_square().value,
-        "largest": float(density.nodes.max()),
-        "smallest": float(density.nodes.min()),
-        "phi": phi.phi,
-        "phi_error": phi.standard_error,
+        "trace": traces.trace.value,
+        "trace_error": traces.trace.standard_error,
+        "trace_of_square": traces.trace_of_square.value,
+        "largest": float(shares.nodes.max()),
+        # Without the loss itself: log E exp(-(f(x + xi) - f(x)) / T).
+        "width": phi.phi + loss / TEMPERATURE,
+        "width_error": phi.standard_error,
         "phi_method": phi.method,
-        "norm": float(np.linalg.norm(stops.params[seed, target])),
-        **{f"noise_{s:g}": float(v) for s, v in zip(NOISES, curve.values, strict=True)},
-        **{f"wrong_{s:g}": float(v) for s, v in zip(NOISES, wrong.values, strict=True)},
+        "norm": float(np.linalg.norm(vector)),
     }
-
-
-def near_zero(
-    task: ImageTask, found: Objectives, stops: Stops, seed: int, target: int
-) -> dict[str, Any]:
-    """The share of eigenvalues near zero of one network.
-
-    Args:
-      task: network and data.
-      found: its loss and error rate.
-      stops: the contender's networks.
-      seed: which of them.
-      target: which training loss.
-
-    Returns:
-      Shares, and how wide the brackets are that the Lanczos steps allow.
-    """
-    shares = measure.share_near_zero(
-        found.loss,
-        _params(task, stops, seed, target),
-        NEAR_ZERO,
-        key=jax.random.key(seed),
-        num_steps=LONG,
-    )
-    names = [f"{t:g}" for t in NEAR_ZERO]
-    wide = zip(names, shares.upper - shares.lower, strict=True)
-    return {
-        **{
-            f"near_zero_{t}": float(v)
-            for t, v in zip(names, shares.values, strict=True)
-        },
-        **{f"bracket_{t}": float(v) for t, v in wide},
-    }
+    for t, value, low, high in zip(
+        shares.thresholds, shares.values, shares.lower, shares.upper, strict=True
+    ):
+        row |= {f"near_zero_{t:g}": float(value), f"bracket_{t:g}": float(high - low)}
+    for i, sigma in enumerate(NOISES):
+        row[f"noise_{sigma:g}"] = curve.increase(i).value
+        row[f"wrong_{sigma:g}"] = float(wrong.values[i])
+    return row
 
 
 def slug(label: str) -> str:
@@ -236,34 +158,53 @@ def slug(label: str) -> str:
     return "_".join(kept.split())
 
 
-def _params(task: ImageTask, stops: Stops, seed: int, target: int) -> Any:
-    tree, _ = task.init(jax.random.key(0))
-    return ravel_pytree(tree)[1](jnp.asarray(stops.params[seed, target]))
+_CONSTANTS = {
+    "num_probes": NUM_PROBES,
+    "long": LONG,
+    "near_zero": NEAR_ZERO,
+    "gamma": GAMMA,
+    "temperature": TEMPERATURE,
+    "noises": NOISES,
+    "chains": CHAINS._asdict(),
+}
 
 
-def _task(system: str) -> ImageTask:
-    task = make_task(matched_loss.base_settings(system))
-    assert isinstance(task, ImageTask)
-    return task
+def _basis(contender: Contender, count: int) -> Any:
+    limits = [matched_loss.TARGETS, matched_loss.PATIENCE, matched_loss.MAX_RATES]
+    return [contender, count, limits, TUNING_SEEDS, SEEDS, _CONSTANTS]
 
 
-def _stops_path(runs: pathlib.Path, system: str, contender: Contender) -> pathlib.Path:
-    return runs / system / f"{slug(contender.label)}.npz"
+def _choice(task: ImageTask, contender: Contender, count: int) -> dict[str, Any]:
+    rates, parts, used = list(contender.rates), [], []
+    while True:
+        new = [rate for rate in rates if rate not in used]
+        per_run = [rate for rate in new for _ in TUNING_SEEDS]
+        seeds = list(TUNING_SEEDS) * len(new)
+        parts.append(matched_loss.train(task, contender, per_run, seeds, count))
+        used += per_run
+        rate, table = matched_loss.best_rate(task, contender, joined(parts), used)
+        # The best is to be inside of what was tried.
+        inside = min(rates) < rate < max(rates)
+        if inside or len(rates) >= matched_loss.MAX_RATES:
+            return {"rate": rate, "inside": inside, "tried": table}
+        rates.append(min(rates) / 2 if rate == min(rates) else 2 * max(rates))
 
 
-def _choice(task: ImageTask, contender: Contender) -> dict[str, Any]:
-    rates = [rate for rate in contender.rates for _ in TUNING_SEEDS]
-    seeds = list(TUNING_SEEDS) * len(contender.rates)
-    stops = matched_loss.train(task, contender, rates, seeds)
-    rate, table = matched_loss.best_rate(task, contender, stops, rates)
-    return {"rate": rate, "tried": table}
+def _train(
+    task: ImageTask, contender: Contender, rate: float, count: int, path: pathlib.Path
+) -> list[Any]:
+    rates = [rate] * len(SEEDS)
+    stops = matched_loss.train(task, contender, rates, SEEDS, count)
+    save(path, stops)
+    return stops.gradients.tolist()
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
     last = [row for row in rows[-len(SEEDS) :] if "trace" in row]
     if not last:
-        return "none"
+        return f"{rows[-1]['target']:g} nats: not reached"
+    names = ("training_loss", "test_error", "trace", "largest", "width", "noise_0.2")
     mean = lambda name: np.mean([row[name] for row in last])
     return f"{last[-1]['target']:g} nats, {len(last)} runs: " + ", ".join(
-        f"{name} {mean(name):.4g}" for name in ("test_error", *FLATNESS)
+        f"{name} {mean(name):.4g}" for name in names
     )

@@ -85,7 +85,11 @@ class Report(NamedTuple):
                 "num_steps": self.spectrum.num_steps,
                 "trace": self.spectrum.trace(),
                 "trace_of_square": self.spectrum.trace_of_square(),
-                "shares_near_zero": self.shares._asdict(),
+                "shares_near_zero": {
+                    name: getattr(self.shares, name)
+                    for name in self.shares._fields
+                    if name != "nodes"
+                },
                 "extremes": ends
                 if isinstance(ends, str)
                 else {

@@ -27,7 +27,7 @@ class Shares(NamedTuple):
       lower: the least share that the steps allow, see `SpectralDensity.bracket`, `[m]`.
       upper: the largest; where they are far apart the share is not resolved, and more
         steps are needed, `[m]`.
-      num_steps: Lanczos steps, k.
+      nodes: Ritz values, `[k]`: the outer ones are eigenvalues.
     """
 
     thresholds: np.ndarray
@@ -35,7 +35,7 @@ class Shares(NamedTuple):
     standard_errors: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    num_steps: int
+    nodes: np.ndarray
 
 
 def share_near_zero(
@@ -97,7 +97,7 @@ def share_near_zero(
     lower, upper = np.array([density.bounds(t) for t in limits])[..., 0].T
     widest = np.clip(0.5, lower, upper)
     errors = np.sqrt(2 * widest * (1 - widest) / (size + 2))
-    return Shares(limits, values, errors, lower, upper, num_steps)
+    return Shares(limits, values, errors, lower, upper, density.nodes[0])
 
 
 @partial(jax.jit, static_argnames=("num_steps", "curvature"))

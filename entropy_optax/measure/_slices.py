@@ -155,6 +155,6 @@ def _check_alike(name: str, tree: Params, params: Params) -> None:
     same = jax.tree.structure(tree) == jax.tree.structure(params)
     if not same or shapes(tree) != shapes(params):
         raise MeasureError(
-            f"{name}: got a tree of shapes {shapes(tree)}, wanted one like the params,"
-            f" {shapes(params)}"
+            f"{name}: got a tree with leaves of shapes {shapes(tree)}, wanted one like"
+            f" the params, {shapes(params)}"
         )

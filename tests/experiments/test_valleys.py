@@ -1,5 +1,6 @@
 """Networks at equal training loss, their flatness, and spectra next to the paper's."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -17,12 +18,14 @@ from entropy_optax.experiments import (
     results_measure,
     results_page,
     spectra,
+    stops,
     study,
     valleys,
 )
 from entropy_optax.experiments.evaluate import Score
-from entropy_optax.experiments.matched_loss import Contender, Stops
+from entropy_optax.experiments.matched_loss import Contender
 from entropy_optax.experiments.settings import SettingsError
+from entropy_optax.experiments.stops import Stops
 from entropy_optax.experiments.tasks import make_task
 
 TINY = {"model": "mlp_small", "data": "tiny", "batch_size": 16, "num_gradients": 200}
@@ -38,7 +41,9 @@ def tiny(data_folder, monkeypatch):
     monkeypatch.setattr(matched_loss, "TARGETS", (0.5, 0.2))
     monkeypatch.setattr(matched_loss, "RATES", (0.01, 0.02))
     monkeypatch.setattr(valleys, "SEEDS", (0, 1))
-    monkeypatch.setattr(valleys, "NUM_IMAGES", {"mlp_small": 20})
+    monkeypatch.setattr(matched_loss, "NUM_IMAGES", {"mlp_small": 20})
+    monkeypatch.setattr(matched_loss, "MAX_RATES", 3)
+    monkeypatch.setattr(valleys, "LONG", 40)
     monkeypatch.setattr(valleys, "CHAINS", CHAINS)
     every = matched_loss.contenders
     chosen = ("SGD-Nesterov", "Entropy-SGD, step_size * gamma 0.3, scoping")
@@ -50,32 +55,46 @@ def test_runs_stop_where_they_first_reach_a_loss(tiny):
     contender = matched_loss.contenders("mlp_small")[0]
     task: Any = make_task(contender.settings)
     rates = [0.01, 0.02, 1e-6]  # the last reaches nothing
-    stops = matched_loss.train(task, contender, rates, [0, 1, 2])
-    assert np.all(stops.gradients[:2] > 0)
-    assert np.all(stops.gradients[:2] % matched_loss.CHUNK == 0)
-    assert np.all(stops.gradients[2] == -1)
-    assert np.all(np.isnan(stops.params[2]))
-    assert np.all(stops.training_loss[:2] <= matched_loss.TARGETS)
+    found = matched_loss.train(task, contender, rates, [0, 1, 2], 20)
+    assert np.all(found.gradients[:2] > 0)
+    assert np.all(found.gradients[2] == -1)
+    assert np.all(np.isnan(found.params[2]))
+    # The last update is shortened: the losses are the targets, from below.
+    assert np.all(found.training_loss[:2] <= matched_loss.TARGETS)
+    np.testing.assert_allclose(found.training_loss[:2], [(0.5, 0.2)] * 2, rtol=2e-3)
     tree, _ = task.init(jax.random.key(0))
     unravel = ravel_pytree(tree)[1]
-    loss = networks.objectives(task, tree, {}, 40).loss
+    loss = networks.objectives(task, tree, {}, 20).loss
     for run in range(2):
         for target in range(2):
-            found = loss(unravel(jnp.asarray(stops.params[run, target])))
-            expected = stops.training_loss[run, target]
-            assert float(found) == pytest.approx(expected, rel=1e-4)
-    # Alone, a run takes the same path: it was above the loss one look before.
-    target = stops.training_loss[0, 1]
-    alone = matched_loss.train(task, contender, rates[:1], [0])
-    assert alone.gradients[0, 1] == stops.gradients[0, 1]
-    assert alone.training_loss[0, 1] == pytest.approx(target, rel=1e-3)
+            value = loss(unravel(jnp.asarray(found.params[run, target])))
+            expected = found.training_loss[run, target]
+            assert float(value) == pytest.approx(expected, rel=1e-4)
+    # With one gradient fewer the first run does not get there.
+    fewer = int(found.gradients[0, 1]) - 1
+    settings = dataclasses.replace(contender.settings, num_gradients=fewer)
+    short = contender._replace(settings=settings)
+    alone = matched_loss.train(task, short, rates[:1], [0], 20)
+    assert alone.gradients[0, 1] == -1
+    assert alone.gradients[0, 0] == found.gradients[0, 0]
+
+
+@pytest.mark.parametrize("target", [0.9, 0.3, 0.05])
+def test_a_shortened_update_has_the_loss(target):
+    loss = lambda v: float(np.sum(v**2))
+    before, after = np.array([1.0, 0.0], np.float32), np.array([0.0, 0.1], np.float32)
+    point = stops.shortened(before, after, loss, target)
+    assert (1 - 2e-3) * target <= loss(point) <= target
+    np.testing.assert_allclose(point[1], 0.1 * (1 - point[0]), rtol=1e-5)
+    # An update that ends at the loss is taken whole.
+    assert np.array_equal(stops.shortened(before, after, loss, 0.01), after)
 
 
 def test_stops_survive_the_disk(tmp_path):
-    stops = Stops(np.ones((2, 2, 3), np.float32), np.full((2, 2), -1), np.zeros((2, 2)))
-    matched_loss.save(tmp_path / "new" / "stops.npz", stops)
-    again = matched_loss.restore(tmp_path / "new" / "stops.npz")
-    for one, other in zip(stops, again, strict=True):
+    done = Stops(np.ones((2, 2, 3), np.float32), np.full((2, 2), -1), np.zeros((2, 2)))
+    stops.save(tmp_path / "new" / "stops.npz", done)
+    again = stops.restore(tmp_path / "new" / "stops.npz")
+    for one, other in zip(done, again, strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.dtype == other.dtype
 
@@ -109,12 +128,12 @@ def test_the_best_rate_reaches_the_lowest_loss_with_all_seeds(errors, best):
     )
     values = np.array(errors, float)[..., None]
     gradients = np.where(np.isnan(values[..., 0]), -1, 100)
-    stops = Stops(values, gradients, values[..., 0])
+    given = Stops(values, gradients, values[..., 0])
     task: Any = Scored()
-    rate, table = matched_loss.best_rate(task, contender, stops, [1, 1, 2, 2, 3, 3])
+    rate, table = matched_loss.best_rate(task, contender, given, [1, 1, 2, 2, 3, 3])
     assert rate == best
     assert len(table) == 12
-    none = stops._replace(gradients=np.full((6, 2), -1))
+    none = given._replace(gradients=np.full((6, 2), -1))
     with pytest.raises(RuntimeError, match="no rate reaches"):
         matched_loss.best_rate(task, contender, none, [1, 1, 2, 2, 3, 3])
 
@@ -146,12 +165,12 @@ def test_valleys_end_to_end(tiny, tmp_path, monkeypatch):
     row = next(r for r in record["rows"] if r["seed"] == 1 and r["target"] == 0.2)
     # A row holds what the instruments say of the network that was kept.
     contender = matched_loss.contenders("mlp_small")[0]
-    stops = matched_loss.restore(
+    kept = stops.restore(
         tmp_path / "runs" / "valleys" / "mlp_small" / "sgd_nesterov.npz"
     )
     task: Any = make_task(contender.settings)
     tree, _ = task.init(jax.random.key(0))
-    params = ravel_pytree(tree)[1](jnp.asarray(stops.params[1, 1]))
+    params = ravel_pytree(tree)[1](jnp.asarray(kept.params[1, 1]))
     exact = measure.dense_spectrum(networks.objectives(task, tree, {}, 20).loss, params)
     assert row["contender"] == "SGD-Nesterov"
     assert row["largest"] == pytest.approx(exact[-1], rel=1e-3)

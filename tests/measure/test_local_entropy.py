@@ -282,7 +282,7 @@ def test_smc_agrees():
     assert smc.standard_error < 0.2
     f, x, h = quadratic(100, 1, condition=1e4)
     few = measure.tempered_smc_local_entropy(
-        f, x, key=jax.random.key(1), num_particles=16, num_mcmc_steps=1, **settings
+        f, 10 * x, key=jax.random.key(1), num_particles=16, num_mcmc_steps=1, **settings
     )
     assert few.method == "not_converged"
     assert "runs have a standard deviation of" in few.diagnostics.reasons[0]

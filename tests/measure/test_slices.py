@@ -154,7 +154,7 @@ def test_an_objective_is_as_good_as_a_function():
     [
         (
             lambda f, x: measure.slice_loss(f, x, jnp.ones(2), [0.0]),
-            r"direction: got a tree of shapes \(2,\), wanted one like the params",
+            r"direction: got a tree with leaves of shapes \[\(2,\)\]",
         ),
         (
             lambda f, x: measure.plane_loss(f, x, x, {"a": x}, [0.0], [0.0]),
