@@ -152,7 +152,7 @@ def quadrature_local_entropy(
       ...     double_well, [0.0], gamma=1.0, temperature=1.0
       ... )
       >>> print(f"{out.phi:.4f} {abs(out.mean[0]):.1f}")
-      -0.6772 0.0
+      -0.6100 0.0
     """
     x = np.asarray(x, np.float64)
     n = x.size

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 
 import entropy_optax as eo
 from entropy_optax.measure._bridge import MAX_R_HAT, bonferroni, difference_z, r_hat
-from entropy_optax.measure._chains import Target, make_target
 from entropy_optax.measure._checks import (
     MeasureError,
     check_at_least,
@@ -22,6 +21,7 @@ from entropy_optax.measure._checks import (
 from entropy_optax.measure._estimate import Estimate, estimate
 from entropy_optax.measure._objective import Function, Params, as_pytree
 from entropy_optax.measure._runner import ChainSettings, Runner, check_settings
+from entropy_optax.measure._target import Target, make_target
 
 LONG = 8  # times as many steps as at a rung of a ladder
 
@@ -126,7 +126,7 @@ def gradient_quality(
       ...     num_steps=[2, 50],
       ... )
       >>> [round(row.bias, 1) for row in out.rows]  # -grad F is (0.5, 0.5, 0.5)
-      [0.7, 0.0]
+      [0.8, 0.0]
     """
     settings = check_settings(settings)
     check_params(params)

@@ -26,7 +26,7 @@ from entropy_optax.measure._objective import (
 )
 
 
-class ProximalPoint(NamedTuple):
+class Maximiser(NamedTuple):
     """The minimiser of the loss plus the pull.
 
     Attributes:
@@ -53,9 +53,9 @@ def _pulled(f: Any, params: Any, shift: jax.Array, gamma: jax.Array) -> Any:
     return jax.value_and_grad(loss)(shift)
 
 
-def proximal_point(
+def maximiser(
     f: Function, params: Params, gamma: float, *, max_steps: int = 500
-) -> ProximalPoint:
+) -> Maximiser:
     """Descends to a local minimiser of `f(x') + gamma / 2 |x' - x|^2` from x.
 
     By SciPy's L-BFGS. It maximises the integrand of local entropy at any temperature,
@@ -73,14 +73,6 @@ def proximal_point(
 
     Raises:
       MeasureError: if gamma is not positive or the loss at x not finite.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from entropy_optax import measure
-      >>> f = lambda x: 0.5 * jnp.sum(x**2)
-      >>> point = measure.proximal_point(f, jnp.array([2.0]), gamma=1.0)
-      >>> print(point.params, point.value)
-      [1.] 1.0
     """
     check_positive("gamma", gamma)
     _, x, unravel = flat(f, params)
@@ -102,7 +94,7 @@ def proximal_point(
     )
     shift = np.asarray(out.x)
     value, grad = value_and_grad(shift)
-    return ProximalPoint(
+    return Maximiser(
         unravel(x + jnp.asarray(shift, x.dtype)),
         value,
         shift,
@@ -129,7 +121,7 @@ class LaplaceLocalEntropy(NamedTuple):
     log_det: Estimate
     depth: float
     gradient: np.ndarray
-    point: ProximalPoint
+    point: Maximiser
     truncation: float
     decrement: float
     method: str
@@ -188,7 +180,7 @@ def laplace_local_entropy(
     check_positive("temperature", temperature)
     check_at_least("num_probes", num_probes, MIN_PROBES)
     check_at_least("num_matvecs", num_matvecs, 4)
-    point = proximal_point(f, params, gamma, max_steps=max_steps)
+    point = maximiser(f, params, gamma, max_steps=max_steps)
     function, (_, x, _) = as_pytree(f), flat(f, params)
     depth = -point.value / temperature
     if x.size <= dense_up_to:

@@ -15,7 +15,6 @@ from entropy_optax.measure._bridge import (
     check_ladder,
     rounding,
 )
-from entropy_optax.measure._chains import Target, energies_of_draws, make_target
 from entropy_optax.measure._checks import (
     MeasureError,
     check_finite,
@@ -24,7 +23,7 @@ from entropy_optax.measure._checks import (
 )
 from entropy_optax.measure._curvature import Progress
 from entropy_optax.measure._estimate import Estimate
-from entropy_optax.measure._laplace import proximal_point
+from entropy_optax.measure._laplace import maximiser
 from entropy_optax.measure._local_entropy_result import (
     LocalEntropyDiagnostics,
     LocalEntropyEstimate,
@@ -32,6 +31,7 @@ from entropy_optax.measure._local_entropy_result import (
 )
 from entropy_optax.measure._objective import Function, Params, as_pytree
 from entropy_optax.measure._runner import ChainSettings, Runner, check_settings, shares
+from entropy_optax.measure._target import Target, energies_of_draws, make_target
 from entropy_optax.measure._thermodynamic import run_ladder
 
 MIN_EFFECTIVE = 100
@@ -102,8 +102,8 @@ def local_entropy(
       >>> out = measure.local_entropy(
       ...     f, jnp.zeros(2), gamma=1.0, temperature=1.0, key=jax.random.key(0)
       ... )
-      >>> out.method, abs(out.phi + jnp.log(2)) < 3 * out.standard_error  # exact
-      ('monte_carlo', Array(True, dtype=bool))
+      >>> out.method, bool(abs(out.phi + jnp.log(2)) < 3 * out.standard_error)
+      ('monte_carlo', True)
 
     References:
       Chaudhari et al., `Entropy-SGD <https://arxiv.org/abs/1611.01838>`_, ICLR 2017,
@@ -146,7 +146,7 @@ def _check(params: Params, gamma: float, temperature: float, method: str) -> Non
 def _centred(target: Target, gamma: float, settings: ChainSettings) -> Target:
     if settings.center is False:
         return target
-    shift = proximal_point(target.f, target.params, gamma).shift / float(target.sigma)
+    shift = maximiser(target.f, target.params, gamma).shift / float(target.sigma)
     if settings.center is None and np.linalg.norm(shift) <= settings.far:
         return target
     return target._replace(shift=target.shift + shift)

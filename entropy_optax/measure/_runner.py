@@ -7,17 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropy_optax.measure._chains import (
-    Chains,
-    Record,
-    Target,
-    far_draw,
-    log_integrand_of_draws,
-    run_chains,
-    start_chains,
-)
+from entropy_optax.measure._chains import Chains, Record, run_chains, start_chains
 from entropy_optax.measure._checks import check_at_least, check_finite, check_positive
 from entropy_optax.measure._curvature import Progress
+from entropy_optax.measure._target import Target, far_draw, log_integrand_of_draws
 
 COLD = 1e-6  # heat of a descent
 

@@ -10,7 +10,6 @@ import numpy as np
 from blackjax.smc import adaptive_tempered, resampling
 from scipy import special
 
-from entropy_optax.measure._chains import Target, make_target, potential
 from entropy_optax.measure._checks import (
     MeasureError,
     check_at_least,
@@ -26,6 +25,7 @@ from entropy_optax.measure._local_entropy_result import (
     not_converged,
 )
 from entropy_optax.measure._objective import Function, Params, as_pytree
+from entropy_optax.measure._target import Target, make_target, potential
 
 MAX_SPREAD = 1.0
 MAX_TEMPERATURES = 5000
@@ -80,8 +80,8 @@ def tempered_smc_local_entropy(
       >>> out = measure.tempered_smc_local_entropy(
       ...     f, jnp.zeros(2), gamma=1.0, temperature=1.0, key=jax.random.key(0)
       ... )
-      >>> out.method, abs(out.phi + jnp.log(2)) < 3 * out.standard_error  # exact
-      ('tempered_smc', Array(True, dtype=bool))
+      >>> out.method, bool(abs(out.phi + jnp.log(2)) < 3 * out.standard_error)
+      ('tempered_smc', True)
 
     References:
       Del Moral, Doucet and Jasra, `Sequential Monte Carlo samplers

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_optax.measure._bridge import Ladder
-from entropy_optax.measure._chains import Target
 from entropy_optax.measure._runner import Runner, Stage
+from entropy_optax.measure._target import Target
 
 
 def choose_rungs(runner: Runner, target: Target, key: jax.Array) -> np.ndarray:
