@@ -13,6 +13,7 @@ BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "results" / "README.md",
+    ROOT / "results" / "measure" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 

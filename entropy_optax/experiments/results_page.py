@@ -13,6 +13,7 @@ from entropy_optax.experiments import (
     matched_loss,
     report,
     results_figures,
+    results_landscape,
     results_measure,
     results_stability,
     results_summary,
@@ -35,8 +36,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
 GEOMETRY: dict[str, Callable[[Any], str]] = {
     "spectra": results_measure.spectra,
     "valleys": results_measure.valleys,
-    "landscape": results_measure.landscape,
-    "smoothness": results_measure.smoothness,
+    "landscape": results_landscape.landscape,
+    "smoothness": results_landscape.smoothness,
 }
 """Tables of `measure/README.md`; the others stand in `README.md`."""
 

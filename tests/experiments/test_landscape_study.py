@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from entropy_optax.experiments import landscape, results_measure
+from entropy_optax.experiments import landscape, results_landscape
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_figures_and_table(measured):
         "noise_multiplicative",
         "noise_filter",
     }
-    table = results_measure.landscape(record)
+    table = results_landscape.landscape(record)
     wide = record["two_dimensions"]["chosen"][0]["wide"]
     assert f"{100 * wide['share']:.1f} [" in table
 

@@ -158,11 +158,11 @@ def test_an_objective_is_as_good_as_a_function():
         ),
         (
             lambda f, x: measure.plane_loss(f, x, x, {"a": x}, [0.0], [0.0]),
-            "second: got a tree of shapes",
+            "second: got a tree with leaves",
         ),
         (
             lambda f, x: measure.line_between(f, x, jnp.ones(2), [0.0]),
-            "end: got a tree of shapes",
+            "end: got a tree with leaves",
         ),
         (
             lambda f, x: measure.slice_loss(f, x, x, 1.0),
