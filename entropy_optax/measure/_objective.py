@@ -229,7 +229,8 @@ def as_pytree(f: Function) -> Any:
     Returns:
       The same as a callable pytree.
     """
-    return f if isinstance(f, Objective) else jax.tree_util.Partial(f)
+    known = isinstance(f, Objective | jax.tree_util.Partial)
+    return f if known else jax.tree_util.Partial(f)
 
 
 def flat(f: Function, params: Params) -> tuple[Callable[[jax.Array], Any], Any, Any]:
