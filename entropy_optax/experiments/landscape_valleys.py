@@ -15,8 +15,9 @@ from rich.console import Console
 
 import entropy_optax as eo
 from entropy_optax import measure
+from entropy_optax.measure._valleys import SHARP, WIDE
 
-CENTRES = {"sharp": (-1.5, 0.0), "wide": (1.5, 0.0)}
+CENTRES = {"sharp": SHARP, "wide": WIDE}
 NUM_STEPS = 20  # L
 GRADIENT_NOISES = (0.0, 1.0)
 RATES = (0.01, 0.03, 0.1, 0.3, 0.9)
@@ -155,8 +156,7 @@ def paths_figure() -> Figure:
         "loss $f$": loss,
         "minus local entropy $-F$, $\\gamma$ = 1, $T$ = 0.2": smooth,
     }
-    labels = {"sharp": CENTRES["sharp"], "wide": CENTRES["wide"]}
-    return measure.valleys_figure(grid, surfaces, paths, labels)
+    return measure.valleys_figure(grid, surfaces, paths, CENTRES)
 
 
 def _sam(rate: Any, radius: Any) -> optax.GradientTransformation:

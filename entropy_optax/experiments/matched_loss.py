@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
+from entropy_optax import measure
 from entropy_optax.experiments import methods
 from entropy_optax.experiments.compiled import compile_step, draw
 from entropy_optax.experiments.grid import with_fields
@@ -112,7 +112,7 @@ def train(
     contender: Contender,
     rates: Sequence[float],
     seeds: Sequence[int],
-    num_images: int,
+    loss: measure.Objective,
 ) -> Stops:
     """Trains runs together, each until the last target or the end of the budget.
 
@@ -121,7 +121,7 @@ def train(
       contender: optimizer and settings.
       rates: one for each run.
       seeds: one for each run, of initialisation, order of the batches and noise.
-      num_images: the training loss is that of the first ones.
+      loss: the training loss, that flatness is measured of.
 
     Returns:
       The points at which they were stopped.
@@ -142,22 +142,16 @@ def train(
     streams = [task.indices(seed) for seed in seeds]
 
     unravel = ravel_pytree(task.init(jax.random.key(0))[0])[1]
-    images, labels = (array[:num_images] for array in task.data)
+    loss_of = jax.jit(lambda loss, vector: loss(unravel(vector)))
 
     @jax.jit
-    def loss_of(vector: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = task.logits(unravel(vector), {}, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses)
-
-    @jax.jit
-    def look(arrays: Any, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+    def look(arrays: Any, loss: Any) -> tuple[jax.Array, jax.Array]:
         params = jax.vmap(method.eval_params)(arrays["opt_state"], arrays["params"])
         vectors = jax.vmap(lambda p: ravel_pytree(p)[0])(params)
-        return vectors, jax.lax.map(lambda v: loss_of(v, images, labels), vectors)
+        return vectors, jax.lax.map(lambda v: loss(unravel(v)), vectors)
 
-    loss_at = lambda vector: float(loss_of(vector, images, labels))
-    vectors, _ = look(arrays, images, labels)
+    loss_at = lambda vector: float(loss_of(loss, vector))
+    vectors, _ = look(arrays, loss)
     before = np.asarray(vectors)
     shape = (count, len(TARGETS))
     stops = Stops(
@@ -168,7 +162,7 @@ def train(
     draws = chunk // methods.repeats(settings, name)
     for gradients in range(chunk, settings.num_gradients + 1, chunk):
         arrays, _ = step.advance(arrays, traced, task.data, draw(streams, draws))
-        vectors, losses = jax.device_get(look(arrays, images, labels))
+        vectors, losses = jax.device_get(look(arrays, loss))
         for run, target in zip(
             *np.nonzero((stops.gradients < 0) & (losses[:, None] <= TARGETS)),
             strict=True,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from entropy_optax import measure
-from entropy_optax.experiments import networks
+from entropy_optax.experiments import networks, objectives
 from entropy_optax.experiments.settings import SettingsError
 
 
@@ -40,7 +40,7 @@ def run(
     network = networks.load(folder, optimizer, seed)
     out = out or folder / "measure"
     try:
-        found = networks.objectives(
+        found = objectives.objectives(
             network.task, network.params, network.model_state, num_examples
         )
         console.print(

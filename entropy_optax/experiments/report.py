@@ -193,6 +193,20 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
+def replace_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes an npz file likewise, without pickle.
+
+    Args:
+      path: of the file; its folder is made if missing.
+      arrays: by name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
 def replace_json(path: pathlib.Path, value: Any) -> None:
     """Writes a record likewise, as strict JSON.
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from entropy_optax.experiments.results_format import markdown, p_value
-from entropy_optax.experiments.statistics import holm
+from entropy_optax.experiments.results_format import markdown, mean_and_error, p_value
+from entropy_optax.experiments.statistics import holm, sign_test
 
 SYSTEM_LABELS = {
     "mlp_small": "perceptron 196-32-10",
@@ -118,24 +117,6 @@ def valleys(records: dict[str, Any]) -> str:
     )
 
 
-def sign_test(ours: Sequence[float], rival: Sequence[float]) -> tuple[int, int, float]:
-    """How often one of a pair is higher.
-
-    Args:
-      ours: one value for each pair.
-      rival: theirs.
-
-    Returns:
-      Pairs in which ours is higher, pairs that differ, and the two-sided p-value.
-    """
-    differences = np.subtract(ours, rival)
-    differences = differences[np.isfinite(differences) & (differences != 0)]
-    count, wins = len(differences), int(np.sum(differences > 0))
-    if not count:
-        return 0, 0, 1.0
-    return wins, count, float(stats.binomtest(wins, count).pvalue)
-
-
 def of_contender(
     record: dict[str, Any], contender: str, target: float
 ) -> list[dict[str, Any]]:
@@ -218,12 +199,11 @@ _BRACKETED = {
 
 
 def _mean(rows: list[dict[str, Any]], name: str, digits: int) -> str:
-    values = np.array([row[name] for row in rows if row[name] is not None], float)
+    values = [row[name] for row in rows if row[name] is not None]
     if len(values) < 2:
         return "not converged"
-    error = values.std(ddof=1) / len(values) ** 0.5
     fewer = f" (n {len(values)})" if len(values) < len(rows) else ""
-    return f"{values.mean():.{digits}f} ± {error:.{digits}f}{fewer}"
+    return mean_and_error(values, digits) + fewer
 
 
 def _estimate(pair: Sequence[float]) -> str:

@@ -6,7 +6,8 @@ spectrum of the training loss's Hessian by stochastic Lanczos quadrature.
 
 import functools
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ import numpy as np
 from rich.console import Console
 
 from entropy_optax import measure
-from entropy_optax.experiments import networks
 from entropy_optax.experiments.compiled import compile_step, draw, member
+from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.experiments.hyperparameters import AdamSettings
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.methods import split_settings
+from entropy_optax.experiments.objectives import Objectives, objectives
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import Task, make_task
 
@@ -82,8 +84,9 @@ def run(out: pathlib.Path, console: Console) -> None:
     )
     rows = {}
     for system in SYSTEMS:
-        found = memo(system, functools.partial(_measured, system, console))
-        shares = memo(f"{system}, shares", functools.partial(_shares, system))
+        network = functools.cache(functools.partial(_network, system))
+        found = memo(system, functools.partial(_measured, system, network, console))
+        shares = memo(f"{system}, shares", functools.partial(_shares, network))
         rows[system] = found | shares
         shown = {k: v for k, v in rows[system].items() if not isinstance(v, list)}
         console.print(f"{system}: {shown}", highlight=False)
@@ -122,14 +125,26 @@ def trained(task: Task, settings: Settings, seed: int) -> tuple[Any, Any]:
     return arrays["params"], arrays["model_state"]
 
 
-def _measured(system: str, console: Console) -> dict[str, Any]:
+class _Network(NamedTuple):
+    params: Any
+    test: Score
+    found: Objectives
+
+
+def _network(system: str) -> _Network:
     settings = settings_of(system)
     task = make_task(settings)
     params, state = trained(task, settings, 0)
-    variables = task.variables(params, state)
-    test = task.score(variables, "test")
+    test = task.score(task.variables(params, state), "test")
     # None has BatchNorm; an LSTM's hidden state starts from zeros.
-    found = networks.objectives(task, params, {}, NUM_EXAMPLES.get(system, 2000))
+    found = objectives(task, params, {}, NUM_EXAMPLES.get(system, 2000))
+    return _Network(params, test, found)
+
+
+def _measured(
+    system: str, network: Callable[[], _Network], console: Console
+) -> dict[str, Any]:
+    params, test, found = network()
     keys = jax.random.split(jax.random.key(1), 2)
 
     def progress(done: int, total: int) -> None:
@@ -162,11 +177,8 @@ def _measured(system: str, console: Console) -> dict[str, Any]:
     return row
 
 
-def _shares(system: str) -> dict[str, Any]:
-    settings = settings_of(system)
-    task = make_task(settings)
-    params, _ = trained(task, settings, 0)  # the same bit for bit
-    found = networks.objectives(task, params, {}, NUM_EXAMPLES.get(system, 2000))
+def _shares(network: Callable[[], _Network]) -> dict[str, Any]:
+    params, _, found = network()
     shares = measure.share_near_zero(
         found.loss, params, THRESHOLDS, key=jax.random.key(2), num_steps=LONG
     )
@@ -191,7 +203,7 @@ def _ends(f: measure.Objective, params: Any, key: jax.Array) -> dict[str, Any]:
     }
 
 
-def _exact(found: networks.Objectives, params: Any) -> dict[str, Any]:
+def _exact(found: Objectives, params: Any) -> dict[str, Any]:
     # float32 cannot resolve 1e-5 beside 40.
     with jax.enable_x64(True):
         double = lambda a: jnp.asarray(np.asarray(a, np.float64))

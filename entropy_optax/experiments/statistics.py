@@ -74,6 +74,24 @@ def paired_bootstrap(ours: Values, rival: Values) -> Comparison:
     return Comparison(mean, mean - half, mean + half, p_value)
 
 
+def sign_test(ours: Values, rival: Values) -> tuple[int, int, float]:
+    """How often one of a pair is higher.
+
+    Args:
+      ours: one value for each pair.
+      rival: theirs.
+
+    Returns:
+      Pairs in which ours is higher, pairs that differ, and the two-sided p-value.
+    """
+    differences = np.subtract(ours, rival)
+    differences = differences[np.isfinite(differences) & (differences != 0)]
+    count, wins = len(differences), int(np.sum(differences > 0))
+    if not count:
+        return 0, 0, 1.0
+    return wins, count, float(stats.binomtest(wins, count).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusts the p-values of a family by Holm's step-down method.
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entropy_optax.experiments.report import replace_arrays
+
 
 class Stops(NamedTuple):
     """Where runs first were at or below each training loss.
@@ -60,10 +62,7 @@ def save(path: pathlib.Path, stops: Stops) -> None:
       path: of an npz file.
       stops: the runs.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".part").open("wb") as file:
-        np.savez(file, allow_pickle=False, **stops._asdict())
-    path.with_suffix(".part").replace(path)
+    replace_arrays(path, stops._asdict())
 
 
 def restore(path: pathlib.Path) -> Stops:

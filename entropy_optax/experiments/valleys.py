@@ -16,12 +16,12 @@ from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
 from entropy_optax import measure
-from entropy_optax.experiments import matched_loss, networks
+from entropy_optax.experiments import matched_loss
 from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.experiments.image_task import ImageTask
 from entropy_optax.experiments.matched_loss import Contender
 from entropy_optax.experiments.memo import Memo
-from entropy_optax.experiments.networks import Objectives
+from entropy_optax.experiments.objectives import Objectives, objectives
 from entropy_optax.experiments.stops import joined, restore, save
 from entropy_optax.experiments.tasks import make_task
 
@@ -53,15 +53,17 @@ def run(
     assert isinstance(task, ImageTask)
     count = matched_loss.NUM_IMAGES[system]
     params, _ = task.init(jax.random.key(0))
-    found = networks.objectives(task, params, {}, count)
+    found = objectives(task, params, {}, count)
     choices: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for contender in matched_loss.contenders(system):
         path = folder / f"{slug(contender.label)}.npz"
         memo = Memo(path.with_suffix(".json"), _basis(contender, count))
-        choice = memo("choice", functools.partial(_choice, task, contender, count))
+        choice = memo("choice", functools.partial(_choice, task, contender, found.loss))
         choices[contender.label] = choice
-        train = functools.partial(_train, task, contender, choice["rate"], count, path)
+        train = functools.partial(
+            _train, task, contender, choice["rate"], found.loss, path
+        )
         memo("trained", train)
         stops = restore(path)
         for target, loss in enumerate(matched_loss.TARGETS):
@@ -174,13 +176,15 @@ def _basis(contender: Contender, count: int) -> Any:
     return [contender, count, limits, TUNING_SEEDS, SEEDS, _CONSTANTS]
 
 
-def _choice(task: ImageTask, contender: Contender, count: int) -> dict[str, Any]:
+def _choice(
+    task: ImageTask, contender: Contender, loss: measure.Objective
+) -> dict[str, Any]:
     rates, parts, used = list(contender.rates), [], []
     while True:
         new = [rate for rate in rates if rate not in used]
         per_run = [rate for rate in new for _ in TUNING_SEEDS]
         seeds = list(TUNING_SEEDS) * len(new)
-        parts.append(matched_loss.train(task, contender, per_run, seeds, count))
+        parts.append(matched_loss.train(task, contender, per_run, seeds, loss))
         used += per_run
         rate, table = matched_loss.best_rate(task, contender, joined(parts), used)
         # The best is to be inside of what was tried.
@@ -191,10 +195,14 @@ def _choice(task: ImageTask, contender: Contender, count: int) -> dict[str, Any]
 
 
 def _train(
-    task: ImageTask, contender: Contender, rate: float, count: int, path: pathlib.Path
+    task: ImageTask,
+    contender: Contender,
+    rate: float,
+    loss: measure.Objective,
+    path: pathlib.Path,
 ) -> list[Any]:
     rates = [rate] * len(SEEDS)
-    stops = matched_loss.train(task, contender, rates, SEEDS, count)
+    stops = matched_loss.train(task, contender, rates, SEEDS, loss)
     save(path, stops)
     return stops.gradients.tolist()
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from entropy_optax.measure._checks import MeasureError, check_params
+from entropy_optax.measure._objective import Params
 
-Params = Any
 Axes = Mapping[str, int | None]
 """Which axis counts the filters, by a part of a leaf's name; None leaves it alone."""
 

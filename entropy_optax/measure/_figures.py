@@ -44,7 +44,7 @@ def landscape_figure(
       >>> len(figure.axes)
       1
     """
-    figure = _figure(8.0, 4.0)
+    figure = new_figure(8.0, 4.0)
     axes = _axes(figure)
     x = np.asarray(x)
     curves = {"loss $f$": np.asarray(loss)} | {
@@ -102,7 +102,7 @@ def valleys_figure(
       >>> len(figure.axes)  # with the colour bar
       2
     """
-    figure = _figure(5.2 * len(surfaces) + 1, 4.6)
+    figure = new_figure(5.2 * len(surfaces) + 1, 4.6)
     first, second = np.asarray(grid[0]), np.asarray(grid[1])
     drawn = {title: np.asarray(values) for title, values in surfaces.items()}
     low = min(values.min() for values in drawn.values())
@@ -167,7 +167,7 @@ def slice_figure(alphas: ArrayLike, losses: Mapping[str, ArrayLike]) -> Figure:
       >>> len(figure.axes)
       1
     """
-    figure = _figure(6.0, 3.8)
+    figure = new_figure(6.0, 3.8)
     axes = _axes(figure)
     alphas = np.asarray(alphas)
     for colour, (name, values) in zip(COLOURS, losses.items(), strict=False):
@@ -202,7 +202,7 @@ def plane_figure(
       >>> len(measure.plane_figure(line, line, {"a net": bowl}).axes)
       2
     """
-    figure = _figure(3.4 * len(losses) + 1, 3.7)
+    figure = new_figure(3.4 * len(losses) + 1, 3.7)
     drawn = {title: np.asarray(values) for title, values in losses.items()}
     low = min(values.min() for values in drawn.values())
     high = max(values.max() for values in drawn.values())
@@ -247,7 +247,7 @@ def noise_figure(
       >>> len(figure.axes)
       1
     """
-    figure = _figure(6.0, 3.8)
+    figure = new_figure(6.0, 3.8)
     axes = _axes(figure)
     for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
         axes.plot(curve.sigmas, curve.values, "o-", ms=4, color=colour, label=name)
@@ -266,8 +266,16 @@ def noise_figure(
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Not pyplot: it holds global state and looks for a screen.
+def new_figure(width: float, height: float) -> Figure:
+    """Makes an empty figure; not by pyplot, which holds global state.
+
+    Args:
+      width: in inches.
+      height: in inches.
+
+    Returns:
+      The figure.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ from entropy_optax.measure._checks import (
     check_finite,
     check_positive,
 )
-from entropy_optax.measure._curvature import hessian_vector_product
+from entropy_optax.measure._curvature import flat_product, random_signs
 from entropy_optax.measure._estimate import MIN_PROBES, Estimate, estimate
 from entropy_optax.measure._objective import (
     Function,
@@ -215,9 +215,9 @@ def laplace_local_entropy(
 
 @jax.jit
 def _hessian(f: Any, params: Any) -> jax.Array:
-    x, unravel = ravel_pytree(params)
-    product = lambda v: ravel_pytree(hessian_vector_product(f, params, unravel(v)))[0]
-    rows = jax.lax.map(product, jnp.eye(x.size, dtype=x.dtype), batch_size=32)
+    x, _ = ravel_pytree(params)
+    multiply = flat_product(f, params, "hessian")
+    rows = jax.lax.map(multiply, jnp.eye(x.size, dtype=x.dtype), batch_size=32)
     return jnp.asarray(rows)
 
 
@@ -231,10 +231,8 @@ def _check_definite(smallest: float) -> None:
 
 @partial(jax.jit, static_argnames="num_matvecs")
 def _ritz(f: Any, params: Any, gamma: Any, probe: Any, num_matvecs: int) -> jax.Array:
-    unravel = ravel_pytree(params)[1]
-    product = lambda v: (
-        v + ravel_pytree(hessian_vector_product(f, params, unravel(v)))[0] / gamma
-    )
+    multiply = flat_product(f, params, "hessian")
+    product = lambda v: v + multiply(v) / gamma
     lanczos = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
     return jnp.asarray(lanczos(product, probe).J_small)
 
@@ -246,7 +244,7 @@ def _log_det(
     gamma_ = jnp.asarray(gamma, x.dtype)
     draws: list[list[float]] = []
     for probe_key in jax.random.split(key, num_probes):
-        probe = jax.random.rademacher(probe_key, x.shape, x.dtype)
+        probe = random_signs(params, probe_key)
         matrix = np.asarray(_ritz(f, params, gamma_, probe, k), np.float64)
         # The leading block is what half as many steps give.
         row = []

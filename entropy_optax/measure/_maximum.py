@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from entropy_optax.measure._checks import check_at_least, check_finite, check_params
-from entropy_optax.measure._objective import Function, as_pytree
+from entropy_optax.measure._objective import Function, Params, as_pytree
 
-Params = Any
 Norm = Literal["l2", "linf"]
 
 

@@ -15,9 +15,8 @@ from entropy_optax.measure._checks import (
 )
 from entropy_optax.measure._directions import Axes, filter_scales
 from entropy_optax.measure._estimate import MIN_PROBES, Estimate, estimate
-from entropy_optax.measure._objective import Function, as_pytree
+from entropy_optax.measure._objective import Function, Params, as_pytree
 
-Params = Any
 Kind = Literal["isotropic", "multiplicative", "filter"]
 
 

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entropy_optax.measure._density import SpectralDensity
+from entropy_optax.measure._figures import COLOURS, GREY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from entropy_optax.measure._local_entropy_result import LocalEntropyEstimate
     from entropy_optax.measure._noise import NoiseCurve
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#555555"
 
 
 def spectrum_figure(
@@ -48,7 +46,7 @@ def spectrum_figure(
     highest = max(float(v.max()) for v in values)
     edges = _edges(lowest, highest, near_zero)
     for index, (name, found) in enumerate(spectra.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         if isinstance(found, SpectralDensity):
             bins = found.histogram(edges)
             shares, errors = bins.values, bins.standard_errors
@@ -71,7 +69,7 @@ def spectrum_figure(
     size = max(v.shape[-1] if v.ndim == 1 else 1 for v in values)
     axes.set_ylim(bottom=min(1e-6, 0.5 / size), top=2.0)
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues in bin")
-    axes.axvspan(-near_zero, near_zero, color=_GREY, alpha=0.12, linewidth=0)
+    axes.axvspan(-near_zero, near_zero, color=GREY, alpha=0.12, linewidth=0)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -90,7 +88,7 @@ def report_noise_figure(
     """
     figure, axes = _new(8.0, 4.0)
     for index, (kind, curve) in enumerate(noise.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(
             np.append(0.0, curve.sigmas),
             np.append(curve.baseline, curve.values),
@@ -108,7 +106,7 @@ def report_noise_figure(
             np.append(0.0, error.sigmas),
             100 * np.append(error.baseline, error.values),
             100 * np.append(0.0, error.standard_errors),
-            color=_GREY,
+            color=GREY,
             linestyle="--",
             marker="s",
             markersize=3,
@@ -147,16 +145,16 @@ def local_entropy_figure(
         list(good),
         [-temperature * e.phi for e in good.values()],
         [temperature * e.standard_error for e in good.values()],
-        color=_COLOURS[0],
+        color=COLOURS[0],
         marker="o",
         markersize=4,
         capsize=2,
         label=f"minus local entropy, $-T\\,\\Phi$, T = {temperature:g}",
     )
-    axes.axhline(loss, color=_GREY, linestyle="--", label="loss")
+    axes.axhline(loss, color=GREY, linestyle="--", label="loss")
     for number, gamma in enumerate(refused):
         label = "not converged" if number == 0 else None
-        axes.axvline(gamma, color=_COLOURS[1], linestyle=":", label=label)
+        axes.axvline(gamma, color=COLOURS[1], linestyle=":", label=label)
     axes.set(xscale="log", xlabel="scope, gamma", ylabel="nats")
     top = axes.secondary_xaxis(
         "top",
@@ -189,9 +187,7 @@ def _centres(edges: np.ndarray) -> np.ndarray:
 
 
 def _new(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -1,6 +1,6 @@
 """How high the loss can rise near a minimum: two sharpnesses from the literature."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,7 @@ from entropy_optax.measure._checks import MeasureError, check_params, check_posi
 from entropy_optax.measure._estimate import MIN_PROBES, Estimate
 from entropy_optax.measure._maximum import Sharpness, maximum
 from entropy_optax.measure._noise import noise_curve
-from entropy_optax.measure._objective import Function
-
-Params = Any
+from entropy_optax.measure._objective import Function, Params
 
 
 def epsilon_sharpness(

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from entropy_optax.measure._checks import MeasureError, check_finite, check_params
-from entropy_optax.measure._objective import Function, as_pytree
-
-Params = Any
+from entropy_optax.measure._objective import Function, Params, as_pytree
 
 
 def slice_loss(

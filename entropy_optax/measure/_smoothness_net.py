@@ -17,6 +17,7 @@ from entropy_optax.measure._checks import (
     check_params,
     check_positive,
 )
+from entropy_optax.measure._curvature import flat_product
 from entropy_optax.measure._objective import Function, Params, as_pytree
 from entropy_optax.measure._smoothness import Smoothness
 
@@ -196,9 +197,8 @@ def _loss_and_gradient(f: Any, params: Params) -> Any:
 
 @jax.jit
 def _newton(f: Any, params: Params, gradient: jax.Array, gamma: jax.Array) -> Any:
-    flat, unravel = ravel_pytree(params)
-    slope = lambda x: ravel_pytree(jax.grad(f)(unravel(x)))[0]
-    product = lambda v: jax.jvp(slope, (flat,), (v,))[1] + gamma * v
+    multiply = flat_product(f, params, "hessian")
+    product = lambda v: multiply(v) + gamma * v
     return jax.scipy.sparse.linalg.cg(product, gradient, tol=1e-3, maxiter=100)[0]
 
 
@@ -225,9 +225,8 @@ def _extremes(
 
 @partial(jax.jit, static_argnums=3)
 def _lanczos(f: Any, params: Params, key: jax.Array, num_steps: int) -> Any:
-    flat, unravel = ravel_pytree(params)
-    gradient = lambda x: ravel_pytree(jax.grad(f)(unravel(x)))[0]
-    product = lambda v: jax.jvp(gradient, (flat,), (v,))[1]
+    flat, _ = ravel_pytree(params)
+    product = flat_product(f, params, "hessian")
     first = jax.random.normal(key, flat.shape, flat.dtype)
     tridiagonalise = decomp.tridiag_sym(num_steps, materialize=False, reortho="full")
     found = tridiagonalise(product, first)

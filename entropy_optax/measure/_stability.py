@@ -16,8 +16,7 @@ from entropy_optax.measure._checks import (
     check_positive,
 )
 from entropy_optax.measure._estimate import Estimate, estimate
-
-Params = Any
+from entropy_optax.measure._objective import Params
 
 
 class TwinRuns(NamedTuple):

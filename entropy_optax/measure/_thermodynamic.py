@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_optax.measure._bridge import Ladder
+from entropy_optax.measure._chains import Chains
 from entropy_optax.measure._runner import Runner, Stage
 from entropy_optax.measure._target import Target
 
@@ -39,54 +40,28 @@ def choose_rungs(runner: Runner, target: Target, key: jax.Array) -> np.ndarray:
     return np.array(s)
 
 
-def climb(
-    runner: Runner, target: Target, s: np.ndarray, key: jax.Array, progress: Any
+def walk(
+    runner: Runner, target: Target, chains: Chains, s: Any, keys: Any, progress: Any
 ) -> list[Stage]:
-    """Chains on the way up, from exact draws of the Gaussian.
+    """Runs chains along rungs.
 
     Args:
       runner: of the chains.
       target: what they sample at s = 1.
-      s: the rungs.
-      key: PRNG key.
+      chains: where they start.
+      s: the rungs, in the order of the way.
+      keys: a PRNG key for each rung.
       progress: called with the share of the way.
 
     Returns:
-      What was recorded, in the order of the rungs.
+      What was recorded, in this order.
     """
-    start_key, *keys = jax.random.split(key, len(s) + 1)
-    chains = runner.from_the_reference(target, start_key)
     stages = []
-    for i, rung in enumerate(s):
-        chains, stage = runner.run(target, chains, float(rung), keys[i])
+    for i, (rung, run_key) in enumerate(zip(s, keys, strict=True)):
+        chains, stage = runner.run(target, chains, float(rung), run_key)
         stages.append(stage)
-        progress(0.1 + 0.45 * (i + 1) / len(s))
+        progress((i + 1) / len(s))
     return stages
-
-
-def descend(
-    runner: Runner, target: Target, s: np.ndarray, key: jax.Array, progress: Any
-) -> list[Stage]:
-    """Chains on the way down, from modes of the integrand.
-
-    Args:
-      runner: of the chains.
-      target: what they sample at s = 1.
-      s: the rungs.
-      key: PRNG key.
-      progress: called with the share of the way.
-
-    Returns:
-      What was recorded, in the order of the rungs.
-    """
-    start_key, *keys = jax.random.split(key, len(s) + 1)
-    chains = runner.from_a_mode(target, start_key)
-    stages = []
-    for i, rung in enumerate(s[::-1]):
-        chains, stage = runner.run(target, chains, float(rung), keys[i])
-        stages.append(stage)
-        progress(0.55 + 0.45 * (i + 1) / len(s))
-    return stages[::-1]
 
 
 def run_ladder(
@@ -108,8 +83,15 @@ def run_ladder(
     progress(0.1)
     if s[-1] < 1:
         return None
-    up = climb(runner, target, s, up_key, progress)
-    down = descend(runner, target, s, down_key, progress)
+    # Up from exact draws of the Gaussian, down from modes of the integrand.
+    start, *up_keys = jax.random.split(up_key, len(s) + 1)
+    chains = runner.from_the_reference(target, start)
+    part = lambda share: progress(0.1 + 0.45 * share)
+    up = walk(runner, target, chains, s, up_keys, part)
+    start, *down_keys = jax.random.split(down_key, len(s) + 1)
+    chains = runner.from_a_mode(target, start)
+    part = lambda share: progress(0.55 + 0.45 * share)
+    down = walk(runner, target, chains, s[::-1], down_keys, part)[::-1]
     energy = lambda stages: np.array([stage.energy for stage in stages])
     acceptance = min(stage.acceptance for stage in [*up, *down])
     precision = float(jnp.finfo(target.shift.dtype).eps)

@@ -12,6 +12,7 @@ import pytest
 from entropy_optax import measure
 from entropy_optax.experiments import image_task, models, networks
 from entropy_optax.experiments.__main__ import main
+from entropy_optax.experiments.objectives import objectives
 from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
 
@@ -48,7 +49,7 @@ def test_a_network_comes_back_as_it_was_scored(run):
 def test_objectives_are_those_of_the_network(run):
     network = networks.load(run, "sgd", 0)
     task: Any = network.task
-    found = networks.objectives(
+    found = objectives(
         network.task, network.params, network.model_state, 40, chunk_size=7
     )
     images, labels = (np.asarray(a[:40]) for a in task.data)
@@ -69,7 +70,7 @@ def test_measure_end_to_end(run, capsys):
     names = {path.name for path in out.iterdir()}
     assert names == {"report.json", "spectrum.png", "noise.png", "local_entropy.png"}
     network = networks.load(run, "sgd", 1)
-    found = networks.objectives(network.task, network.params, network.model_state, 20)
+    found = objectives(network.task, network.params, network.model_state, 20)
     exact = measure.dense_spectrum(found.loss, network.params)
     spectrum = report["spectrum"]
     assert report["num_params"] == len(exact)
@@ -116,7 +117,7 @@ def test_objectives_of_a_text(data_folder):
     )
     task: Any = make_task(settings)
     params, _ = task.init(jax.random.key(0))
-    found = networks.objectives(task, params, {}, 9, chunk_size=4)
+    found = objectives(task, params, {}, 9, chunk_size=4)
     windows = jnp.asarray(task.data).reshape(-1, 6)[:9]
     logits = jnp.concatenate([task.logits(params, w[None, :-1]) for w in windows])
     chosen = jnp.take_along_axis(

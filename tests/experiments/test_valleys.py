@@ -14,16 +14,16 @@ from rich.console import Console
 from entropy_optax import measure
 from entropy_optax.experiments import (
     matched_loss,
-    networks,
-    results_measure,
     results_page,
     spectra,
+    statistics,
     stops,
     study,
     valleys,
 )
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.matched_loss import Contender
+from entropy_optax.experiments.objectives import objectives
 from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.stops import Stops
 from entropy_optax.experiments.tasks import make_task
@@ -55,16 +55,16 @@ def test_runs_stop_where_they_first_reach_a_loss(tiny):
     contender = matched_loss.contenders("mlp_small")[0]
     task: Any = make_task(contender.settings)
     rates = [0.01, 0.02, 1e-6]  # the last reaches nothing
-    found = matched_loss.train(task, contender, rates, [0, 1, 2], 20)
+    tree, _ = task.init(jax.random.key(0))
+    loss = objectives(task, tree, {}, 20).loss
+    found = matched_loss.train(task, contender, rates, [0, 1, 2], loss)
     assert np.all(found.gradients[:2] > 0)
     assert np.all(found.gradients[2] == -1)
     assert np.all(np.isnan(found.params[2]))
     # The last update is shortened: the losses are the targets, from below.
     assert np.all(found.training_loss[:2] <= matched_loss.TARGETS)
     np.testing.assert_allclose(found.training_loss[:2], [(0.5, 0.2)] * 2, rtol=2e-3)
-    tree, _ = task.init(jax.random.key(0))
     unravel = ravel_pytree(tree)[1]
-    loss = networks.objectives(task, tree, {}, 20).loss
     for run in range(2):
         for target in range(2):
             value = loss(unravel(jnp.asarray(found.params[run, target])))
@@ -74,7 +74,7 @@ def test_runs_stop_where_they_first_reach_a_loss(tiny):
     fewer = int(found.gradients[0, 1]) - 1
     settings = dataclasses.replace(contender.settings, num_gradients=fewer)
     short = contender._replace(settings=settings)
-    alone = matched_loss.train(task, short, rates[:1], [0], 20)
+    alone = matched_loss.train(task, short, rates[:1], [0], loss)
     assert alone.gradients[0, 1] == -1
     assert alone.gradients[0, 0] == found.gradients[0, 0]
 
@@ -146,13 +146,13 @@ def test_contenders_are_all_that_is_compared():
 
 
 def test_sign_test():
-    assert results_measure.sign_test(range(1, 11), [0] * 10) == (
+    assert statistics.sign_test(range(1, 11), [0] * 10) == (
         10,
         10,
         pytest.approx(2 / 1024),
     )
-    assert results_measure.sign_test([1, 2, 0, 5], [2, 2, 1, np.nan]) == (0, 2, 0.5)
-    assert results_measure.sign_test([1], [1]) == (0, 0, 1.0)
+    assert statistics.sign_test([1, 2, 0, 5], [2, 2, 1, np.nan]) == (0, 2, 0.5)
+    assert statistics.sign_test([1], [1]) == (0, 0, 1.0)
 
 
 def test_valleys_end_to_end(tiny, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_valleys_end_to_end(tiny, tmp_path, monkeypatch):
     task: Any = make_task(contender.settings)
     tree, _ = task.init(jax.random.key(0))
     params = ravel_pytree(tree)[1](jnp.asarray(kept.params[1, 1]))
-    exact = measure.dense_spectrum(networks.objectives(task, tree, {}, 20).loss, params)
+    exact = measure.dense_spectrum(objectives(task, tree, {}, 20).loss, params)
     assert row["contender"] == "SGD-Nesterov"
     assert row["largest"] == pytest.approx(exact[-1], rel=1e-3)
     assert abs(row["trace"] - exact.sum()) < 4 * row["trace_error"]
