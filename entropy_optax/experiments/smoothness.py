@@ -222,7 +222,7 @@ def net_path(seed: int, console: Console) -> list[dict[str, Any]]:
                         "loss": float(f(params)),
                         "constants": found.constants,
                         "distance": found.distance,
-                        "residual": found.residual,
+                        "residual": found.proximal_point.residual,
                         "eigenvalue_error": found.eigenvalue_error,
                         "entropy_eigenvalue_error": found.entropy_eigenvalue_error,
                         "shift_curvature": shift_curvature(f, params),

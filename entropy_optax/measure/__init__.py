@@ -55,6 +55,7 @@ from entropy_optax.measure._path import (
     local_entropy_along_line,
     local_entropy_difference,
 )
+from entropy_optax.measure._proximal import ProximalPoint, proximal_point
 from entropy_optax.measure._report import Report, report
 from entropy_optax.measure._report_figures import (
     local_entropy_figure,
@@ -77,11 +78,7 @@ from entropy_optax.measure._smoothness import (
     quadratic_smoothness,
     smoothness_bounds,
 )
-from entropy_optax.measure._smoothness_net import (
-    PointSmoothness,
-    proximal_point,
-    smoothness_at,
-)
+from entropy_optax.measure._smoothness_net import PointSmoothness, smoothness_at
 from entropy_optax.measure._spectrum import (
     ExtremeEigenvalues,
     extreme_eigenvalues,
@@ -121,6 +118,7 @@ __all__ = [
     "NotConverged",
     "Objective",
     "PointSmoothness",
+    "ProximalPoint",
     "Report",
     "Share",
     "Shares",

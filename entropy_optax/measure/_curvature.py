@@ -13,6 +13,8 @@ from entropy_optax.measure._objective import Function, Objective, Params
 Curvature = Literal["hessian", "gauss_newton"]
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
+Probe = Callable[[jax.Array, jax.Array], jax.Array]
+"""Draws a vector from a PRNG key, of the shape and dtype of another."""
 
 
 def hessian_vector_product(f: Function, params: Params, vector: Params) -> Params:
@@ -93,15 +95,14 @@ def flat_product(f: Any, params: Any, curvature: Curvature) -> Any:
     return lambda v: ravel_pytree(multiply[curvature](f, params, unravel(v)))[0]
 
 
-def random_signs(params: Params, key: jax.Array) -> jax.Array:
+def random_signs(key: jax.Array, like: jax.Array) -> jax.Array:
     """A probe for traces.
 
     Args:
-      params: a tree.
       key: PRNG key.
+      like: a vector of the shape and dtype wanted.
 
     Returns:
-      A vector of independent signs, as long as the params.
+      Independent signs.
     """
-    vector, _ = ravel_pytree(params)
-    return jax.random.rademacher(key, vector.shape, vector.dtype)
+    return jax.random.rademacher(key, like.shape, like.dtype)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from entropy_optax.measure._checks import MeasureError, check_finite, check_positive
+from entropy_optax.measure._checks import MeasureError, check_positive
 from entropy_optax.measure._estimate import Estimate, estimate
 
 
@@ -200,31 +200,3 @@ class Curve(NamedTuple):
     grid: np.ndarray
     values: np.ndarray
     standard_errors: np.ndarray
-
-
-def cut_exhausted(tridiagonals: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
-    """Takes out what Lanczos made of rounding.
-
-    Where a Krylov space is exhausted the next basis vector is noise and not orthogonal
-    to the others. Uncoupled from the first vector it has no weight.
-
-    Args:
-      tridiagonals: of each probe, `[probes, k, k]`.
-      overlaps: the largest scalar product of each basis vector with those before it,
-        `[probes, k]`.
-
-    Returns:
-      The matrices in float64, with zeros from the first such vector on.
-
-    Raises:
-      MeasureError: if a product was not finite.
-    """
-    cut = np.array(tridiagonals, np.float64)
-    check_finite("matrix-vector products", cut[:, 0, 0])
-    for matrix, overlap in zip(cut, overlaps, strict=True):
-        lost = ~(overlap < 1e-3) | ~np.isfinite(np.tril(matrix)).all(axis=1)
-        if np.any(lost):
-            k = int(np.argmax(lost))
-            matrix[k:] = matrix[:, k:] = 0.0
-    check_finite("matrix-vector products", cut)
-    return cut

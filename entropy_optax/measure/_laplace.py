@@ -1,106 +1,16 @@
-"""Laplace's approximation of local entropy, and the point it is made at."""
+"""Laplace's approximation of local entropy."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from matfree import decomp
-from scipy import optimize
 
-from entropy_optax.measure._checks import (
-    MeasureError,
-    check_at_least,
-    check_finite,
-    check_positive,
-)
-from entropy_optax.measure._curvature import flat_product, random_signs
-from entropy_optax.measure._estimate import MIN_PROBES, Estimate, estimate
-from entropy_optax.measure._objective import (
-    Function,
-    Params,
-    as_pytree,
-    flat,
-)
-
-
-class Maximiser(NamedTuple):
-    """The minimiser of the loss plus the pull.
-
-    Attributes:
-      params: x*, a tree.
-      value: `f(x*) + gamma / 2 |x* - x|^2`.
-      shift: x* - x, `[n]`, float64.
-      gradient_norm: of that function at x*.
-      num_gradients: spent.
-    """
-
-    params: Params
-    value: float
-    shift: np.ndarray
-    gradient_norm: float
-    num_gradients: int
-
-
-@jax.jit
-def _pulled(f: Any, params: Any, shift: jax.Array, gamma: jax.Array) -> Any:
-    def loss(shift: jax.Array) -> jax.Array:
-        x, unravel = ravel_pytree(params)
-        return f(unravel(x + shift)) + 0.5 * gamma * jnp.sum(shift**2)
-
-    return jax.value_and_grad(loss)(shift)
-
-
-def maximiser(
-    f: Function, params: Params, gamma: float, *, max_steps: int = 500
-) -> Maximiser:
-    """Descends to a local minimiser of `f(x') + gamma / 2 |x' - x|^2` from x.
-
-    By SciPy's L-BFGS. It maximises the integrand of local entropy at any temperature,
-    and is the limit of `<x'>` as T goes to 0 (the proximal point of f, its value there
-    the Moreau envelope).
-
-    Args:
-      f: the loss.
-      params: x.
-      gamma: the scope.
-      max_steps: of L-BFGS.
-
-    Returns:
-      The point.
-
-    Raises:
-      MeasureError: if gamma is not positive or the loss at x not finite.
-    """
-    check_positive("gamma", gamma)
-    _, x, unravel = flat(f, params)
-    function = as_pytree(f)
-
-    def value_and_grad(shift: np.ndarray) -> tuple[float, np.ndarray]:
-        at = jnp.asarray(shift, x.dtype)
-        value, grad = _pulled(function, params, at, jnp.asarray(gamma, x.dtype))
-        return float(value), np.asarray(grad, np.float64)
-
-    start = np.zeros(x.size)
-    check_finite("f: the loss at params", value_and_grad(start)[0])
-    out = optimize.minimize(
-        value_and_grad,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_steps, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 30},
-    )
-    shift = np.asarray(out.x)
-    value, grad = value_and_grad(shift)
-    return Maximiser(
-        unravel(x + jnp.asarray(shift, x.dtype)),
-        value,
-        shift,
-        float(np.linalg.norm(grad)),
-        int(out.nfev) + 2,
-    )
+from entropy_optax.measure._checks import MeasureError, check_at_least, check_positive
+from entropy_optax.measure._dense import dense_hessian
+from entropy_optax.measure._estimate import Estimate
+from entropy_optax.measure._objective import Function, Params
+from entropy_optax.measure._proximal import ProximalPoint, proximal_point
+from entropy_optax.measure._spectrum import spectral_density
 
 
 class LaplaceLocalEntropy(NamedTuple):
@@ -111,7 +21,7 @@ class LaplaceLocalEntropy(NamedTuple):
       log_det: of `I + H / gamma`; standard error 0 where it is dense.
       depth: `-beta (f(x*) + gamma / 2 |x* - x|^2)`, the other term.
       gradient: of -F, `gamma (x - x*)`, `[n]`.
-      point: x*.
+      point: x*, see `ProximalPoint`.
       truncation: by how much k and k / 2 Lanczos steps differ in `phi`; 0 if dense.
       decrement: how much higher `log` of the integrand may be than at x*, in nats.
       method: "laplace_dense" or "laplace_lanczos".
@@ -121,7 +31,7 @@ class LaplaceLocalEntropy(NamedTuple):
     log_det: Estimate
     depth: float
     gradient: np.ndarray
-    point: Maximiser
+    point: ProximalPoint
     truncation: float
     decrement: float
     method: str
@@ -136,7 +46,7 @@ def laplace_local_entropy(
     key: jax.Array,
     dense_up_to: int = 1000,
     num_probes: int = 30,
-    num_matvecs: int = 64,
+    num_steps: int = 64,
     max_steps: int = 500,
 ) -> LaplaceLocalEntropy:
     r"""Approximates local entropy by the Gaussian around the integrand's maximiser.
@@ -157,7 +67,7 @@ def laplace_local_entropy(
       key: PRNG key of the probes.
       dense_up_to: n, up to which the Hessian is a matrix.
       num_probes: of the trace, 30 or more.
-      num_matvecs: k, Lanczos steps; n at most.
+      num_steps: k, Lanczos steps; n at most.
       max_steps: of the descent to x*.
 
     Returns:
@@ -178,34 +88,39 @@ def laplace_local_entropy(
       -0.6931 laplace_dense
     """
     check_positive("temperature", temperature)
-    check_at_least("num_probes", num_probes, MIN_PROBES)
-    check_at_least("num_matvecs", num_matvecs, 4)
-    point = maximiser(f, params, gamma, max_steps=max_steps)
-    function, (_, x, _) = as_pytree(f), flat(f, params)
+    check_at_least("num_steps", num_steps, 4)
+    point = proximal_point(f, params, gamma, max_steps=max_steps)
     depth = -point.value / temperature
-    if x.size <= dense_up_to:
-        hessian = np.asarray(_hessian(function, point.params), np.float64)
+    if point.shift.size <= dense_up_to:
+        hessian = dense_hessian(f, point.params).astype(np.float64)
         values = np.linalg.eigvalsh(hessian)
-        _check_definite(values[0] / gamma)
+        _check_definite(values[0], gamma)
         log_det = Estimate(float(np.sum(np.log1p(values / gamma))), 0.0, 0)
         truncation, method = 0.0, "laplace_dense"
     else:
-        log_det, truncation = _log_det(
-            function, point.params, gamma, key, num_probes, min(num_matvecs, x.size)
+        steps = min(num_steps, point.shift.size)
+        density, half = (
+            spectral_density(
+                f, point.params, key=key, num_probes=num_probes, num_steps=count
+            )
+            for count in (steps, max(2, steps // 2))
         )
-        truncation, method = 0.5 * truncation, "laplace_lanczos"
+        _check_definite(density.nodes.min(), gamma)
+        log_det = density.log_determinant(gamma)
+        change = log_det.value - half.log_determinant(gamma).value
+        truncation, method = 0.5 * abs(change), "laplace_lanczos"
     error = 0.5 * log_det.standard_error
     if truncation > 3 * max(error, 1e-3):
         raise MeasureError(
-            f"num_matvecs: {num_matvecs} are too few: half as many change Phi by"
+            f"num_steps: {num_steps} are too few: half as many change Phi by"
             f" {truncation:.2g}, more than 3 standard errors of {error:.2g}"
         )
     # |grad|^2 / (2 gamma') bounds it, with gamma' the least curvature there.
-    decrement = 0.5 * point.gradient_norm**2 / gamma / temperature
+    decrement = 0.5 * point.residual**2 / gamma / temperature
     if decrement > max(0.1, 3 * error):
         raise MeasureError(
             f"max_steps: {max_steps} steps of descent left a gradient of"
-            f" {point.gradient_norm:.2g}, up to {decrement:.2g} nats from the maximiser"
+            f" {point.residual:.2g}, up to {decrement:.2g} nats from the maximiser"
         )
     phi = Estimate(depth - 0.5 * log_det.value, error, log_det.num_samples)
     return LaplaceLocalEntropy(
@@ -213,45 +128,10 @@ def laplace_local_entropy(
     )
 
 
-@jax.jit
-def _hessian(f: Any, params: Any) -> jax.Array:
-    x, _ = ravel_pytree(params)
-    multiply = flat_product(f, params, "hessian")
-    rows = jax.lax.map(multiply, jnp.eye(x.size, dtype=x.dtype), batch_size=32)
-    return jnp.asarray(rows)
-
-
-def _check_definite(smallest: float) -> None:
-    if not smallest > -1:
+def _check_definite(smallest: float, gamma: float) -> None:
+    if not smallest > -gamma:
         raise MeasureError(
-            f"gamma: the Hessian at x* has the eigenvalue {smallest:.3g} gamma, wanted"
-            " more than -1 gamma: x* is no maximiser of the integrand; raise gamma"
+            f"gamma: the Hessian at x* has the eigenvalue {smallest / gamma:.3g}"
+            " gamma, wanted more than -1 gamma: x* is no maximiser of the integrand;"
+            " raise gamma"
         )
-
-
-@partial(jax.jit, static_argnames="num_matvecs")
-def _ritz(f: Any, params: Any, gamma: Any, probe: Any, num_matvecs: int) -> jax.Array:
-    multiply = flat_product(f, params, "hessian")
-    product = lambda v: v + multiply(v) / gamma
-    lanczos = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
-    return jnp.asarray(lanczos(product, probe).J_small)
-
-
-def _log_det(
-    f: Any, params: Any, gamma: float, key: Any, num_probes: int, k: int
-) -> tuple[Estimate, float]:
-    x, _ = ravel_pytree(params)
-    gamma_ = jnp.asarray(gamma, x.dtype)
-    draws: list[list[float]] = []
-    for probe_key in jax.random.split(key, num_probes):
-        probe = random_signs(params, probe_key)
-        matrix = np.asarray(_ritz(f, params, gamma_, probe, k), np.float64)
-        # The leading block is what half as many steps give.
-        row = []
-        for steps in (k, max(1, k // 2)):
-            values, vectors = np.linalg.eigh(matrix[:steps, :steps])
-            _check_definite(values[0] - 1)
-            row.append(x.size * float(vectors[0] ** 2 @ np.log(values)))
-        draws.append(row)
-    both = np.array(draws)
-    return estimate(both[:, 0]), abs(float(np.mean(both[:, 0] - both[:, 1])))

@@ -23,13 +23,13 @@ from entropy_optax.measure._checks import (
 )
 from entropy_optax.measure._curvature import Progress
 from entropy_optax.measure._estimate import Estimate
-from entropy_optax.measure._laplace import maximiser
 from entropy_optax.measure._local_entropy_result import (
     LocalEntropyDiagnostics,
     LocalEntropyEstimate,
     not_converged,
 )
 from entropy_optax.measure._objective import Function, Params, as_pytree
+from entropy_optax.measure._proximal import proximal_point
 from entropy_optax.measure._runner import ChainSettings, Runner, check_settings, shares
 from entropy_optax.measure._target import Target, energies_of_draws, make_target
 from entropy_optax.measure._thermodynamic import run_ladder
@@ -146,7 +146,8 @@ def _check(params: Params, gamma: float, temperature: float, method: str) -> Non
 def _centred(target: Target, gamma: float, settings: ChainSettings) -> Target:
     if settings.center is False:
         return target
-    shift = maximiser(target.f, target.params, gamma).shift / float(target.sigma)
+    point = proximal_point(target.f, target.params, gamma)
+    shift = point.shift / float(target.sigma)
     if settings.center is None and np.linalg.norm(shift) <= settings.far:
         return target
     return target._replace(shift=target.shift + shift)

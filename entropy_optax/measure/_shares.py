@@ -1,19 +1,16 @@
 """How many eigenvalues lie near zero, from one long Lanczos run."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from matfree import decomp
 from numpy.typing import ArrayLike
 
 from entropy_optax.measure._checks import check_at_least, check_params, check_positive
-from entropy_optax.measure._curvature import Curvature, flat_product, num_params
-from entropy_optax.measure._density import SpectralDensity, cut_exhausted
-from entropy_optax.measure._objective import Function, Params, as_pytree
+from entropy_optax.measure._curvature import Curvature, num_params
+from entropy_optax.measure._density import SpectralDensity
+from entropy_optax.measure._lanczos import tridiagonalise
+from entropy_optax.measure._objective import Function, Params
 
 
 class Shares(NamedTuple):
@@ -89,8 +86,7 @@ def share_near_zero(
         check_positive("thresholds", threshold)
     size = num_params(params)
     num_steps = min(num_steps, size)
-    found = _long_run(as_pytree(f), params, key, num_steps, curvature)
-    matrices = cut_exhausted(*(np.asarray(part)[None] for part in found))
+    matrices = tridiagonalise(f, params, key[None], num_steps, curvature, _normals)
     density = SpectralDensity.from_tridiagonals(matrices, size)
     within = lambda t: float(np.sum(density.weights[np.abs(density.nodes) <= t]))
     values = np.array([within(t) for t in limits])
@@ -100,15 +96,5 @@ def share_near_zero(
     return Shares(limits, values, errors, lower, upper, density.nodes[0])
 
 
-@partial(jax.jit, static_argnames=("num_steps", "curvature"))
-def _long_run(
-    f: Any, params: Any, key: jax.Array, num_steps: int, curvature: Curvature
-) -> tuple[jax.Array, jax.Array]:
-    lanczos = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
-    vector, _ = ravel_pytree(params)
-    probe = jax.random.normal(key, vector.shape, vector.dtype)
-    basis: Any
-    tridiagonal: Any
-    basis, tridiagonal, *_ = lanczos(flat_product(f, params, curvature), probe)
-    products = jnp.tril(basis @ basis.T, -1)
-    return tridiagonal, jnp.max(jnp.abs(products), axis=1)
+def _normals(key: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.random.normal(key, like.shape, like.dtype)

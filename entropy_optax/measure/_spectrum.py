@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
-from matfree import decomp
 
 from entropy_optax.measure._checks import (
     MeasureError,
@@ -27,10 +26,10 @@ from entropy_optax.measure._curvature import (
     Progress,
     flat_product,
     num_params,
-    random_signs,
 )
-from entropy_optax.measure._density import SpectralDensity, cut_exhausted
+from entropy_optax.measure._density import SpectralDensity
 from entropy_optax.measure._estimate import MIN_PROBES
+from entropy_optax.measure._lanczos import tridiagonalise
 from entropy_optax.measure._objective import (
     Function,
     Params,
@@ -205,16 +204,16 @@ def spectral_density(
     num_steps = min(num_steps, size)
     check_at_least("batch_size", batch_size, 1)
     keys = jax.random.split(key, num_probes)
-    tridiagonals = []
+    matrices = []
     for start in range(0, num_probes, batch_size):
         count = min(batch_size, num_probes - start)
         # The last batch is filled up with others: one shape, one compilation.
         picked = keys[(start + np.arange(min(batch_size, num_probes))) % num_probes]
-        found = _tridiagonalise(as_pytree(f), params, picked, num_steps, curvature)
-        tridiagonals.append(cut_exhausted(*(np.asarray(a)[:count] for a in found)))
+        found = tridiagonalise(f, params, picked, num_steps, curvature)
+        matrices.append(found[:count])
         if progress is not None:
             progress(start + count, num_probes)
-    return SpectralDensity.from_tridiagonals(np.concatenate(tridiagonals), size)
+    return SpectralDensity.from_tridiagonals(np.concatenate(matrices), size)
 
 
 def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:
@@ -231,20 +230,3 @@ def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:
 @partial(jax.jit, static_argnames="curvature")
 def _multiply(f: Any, params: Any, vector: jax.Array, curvature: Curvature) -> Any:
     return flat_product(f, params, curvature)(vector)
-
-
-@partial(jax.jit, static_argnames=("num_steps", "curvature"))
-def _tridiagonalise(
-    f: Any, params: Any, keys: jax.Array, num_steps: int, curvature: Curvature
-) -> tuple[jax.Array, jax.Array]:
-    lanczos = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
-    multiply = flat_product(f, params, curvature)
-
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        basis: Any
-        tridiagonal: Any
-        basis, tridiagonal, *_ = lanczos(multiply, random_signs(params, key))
-        products = jnp.tril(basis @ basis.T, -1)
-        return tridiagonal, jnp.max(jnp.abs(products), axis=1)
-
-    return jax.vmap(one)(keys)

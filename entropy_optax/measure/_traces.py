@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from entropy_optax.measure._checks import check_at_least, check_finite, check_params
 from entropy_optax.measure._curvature import Curvature, flat_product, random_signs
@@ -68,9 +69,10 @@ def traces(
 @partial(jax.jit, static_argnames="curvature")
 def _quadratic_forms(f: Any, params: Any, keys: jax.Array, curvature: Any) -> Any:
     multiply = flat_product(f, params, curvature)
+    like, _ = ravel_pytree(params)
 
     def one(key: jax.Array) -> jax.Array:
-        probe = random_signs(params, key)
+        probe = random_signs(key, like)
         product = multiply(probe)
         return jnp.stack([probe @ product, product @ product])
 

@@ -207,16 +207,16 @@ def test_laplace_refuses():
         measure.laplace_local_entropy(saddle, jnp.zeros(2), key=key, **settings)
     with pytest.raises(measure.MeasureError, match="num_probes: got 5, wanted 30"):
         measure.laplace_local_entropy(
-            jnp.sum, jnp.ones(2), key=key, num_probes=5, **settings
+            jnp.sum, jnp.ones(2), key=key, dense_up_to=0, num_probes=5, **settings
         )
     stiff = lambda x: 0.5 * jnp.sum(jnp.logspace(-3, 3, 200) * x**2)
     with pytest.raises(measure.MeasureError, match="max_steps: 2 steps of descent"):
         measure.laplace_local_entropy(
             stiff, jnp.ones(200), key=key, max_steps=2, **settings
         )
-    with pytest.raises(measure.MeasureError, match="num_matvecs: 4 are too few"):
+    with pytest.raises(measure.MeasureError, match="num_steps: 4 are too few"):
         measure.laplace_local_entropy(
-            stiff, jnp.zeros(200), key=key, dense_up_to=0, num_matvecs=4, **settings
+            stiff, jnp.zeros(200), key=key, dense_up_to=0, num_steps=4, **settings
         )
-    with pytest.raises(measure.MeasureError, match="loss: 1 of 1 are not finite"):
+    with pytest.raises(measure.MeasureError, match="the loss at params: 1 of 1 are"):
         measure.proximal_point(lambda x: jnp.sum(x) * jnp.nan, jnp.ones(2), gamma=1.0)

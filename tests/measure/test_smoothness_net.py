@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from entropy_optax.measure import MeasureError
+from entropy_optax.measure import MeasureError, proximal_point, smoothness_at
 from entropy_optax.measure._curvature import hessian_vector_product
-from entropy_optax.measure._smoothness_net import proximal_point, smoothness_at
 
 
 def net(seed):
@@ -71,7 +70,7 @@ def test_net_against_dense_linear_algebra(seed):
     assert constants.entropy_lowest == pytest.approx(expected[0], rel=1e-5)
     assert constants.entropy_highest == pytest.approx(expected[-1], rel=1e-5)
     assert constants.entropy_slope == pytest.approx(norm, rel=1e-6)
-    assert found.residual < 1e-6
+    assert found.proximal_point.residual < 1e-6
     assert found.eigenvalue_error < 1e-6
 
 
@@ -80,11 +79,11 @@ def test_net_in_float32(seed):
     """Against all eigenvalues of the dense Hessian at x and at p."""
     f, params = net(seed)
     found = smoothness_at(f, params, 2.0, key=jax.random.key(0), num_steps=20)
-    assert found.residual < 1e-5
+    assert found.proximal_point.residual < 1e-5
     for point, low, high, gamma in (
         (params, found.constants.lowest, found.constants.highest, None),
         (
-            found.proximal_point,
+            found.proximal_point.params,
             found.constants.entropy_lowest,
             found.constants.entropy_highest,
             2.0,
@@ -112,12 +111,16 @@ def test_proximal_point_where_gradients_are_tiny_or_gone():
     for size in (1.0, 1e-6):
         f = lambda x, size=size: size * 0.5 * jnp.sum(scales * x**2)
         for gamma in (1e-2 * size, size, 1e4 * size):
-            p, residual = proximal_point(f, jnp.ones(3), gamma)
-            np.testing.assert_allclose(p, gamma / (gamma + size * scales), rtol=1e-4)
-            assert residual < 1e-4 * size * 50
-    p, residual = proximal_point(f, jnp.zeros(3), 1.0)
-    assert residual == 0
-    np.testing.assert_array_equal(p, 0)
+            point = proximal_point(f, jnp.ones(3), gamma)
+            expected = gamma / (gamma + size * scales)
+            np.testing.assert_allclose(point.params, expected, rtol=1e-4)
+            np.testing.assert_allclose(point.shift, point.params - 1, atol=1e-6)
+            envelope = float(jnp.sum(size * scales * expected) / 2)
+            assert point.value == pytest.approx(envelope, rel=1e-4)
+            assert point.residual < 1e-4 * size * 50
+    point = proximal_point(f, jnp.zeros(3), 1.0)
+    assert point.residual == 0
+    np.testing.assert_array_equal(point.params, 0)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_proximal_point_where_gradients_are_tiny_or_gone():
         ),
         (
             lambda: proximal_point(lambda x: jnp.sum(x) * jnp.nan, jnp.ones(2), 1.0),
-            "loss: 1 of 1 are not finite",
+            "f: the loss at params: 1 of 1 are not finite",
         ),
         (lambda: proximal_point(jnp.sum, jnp.ones(2), 0.0), "gamma: got 0.0, wanted"),
         (lambda: proximal_point(jnp.sum, jnp.ones(2, int), 1.0), "leaf .* is int32"),
