@@ -52,6 +52,9 @@ PAPER: dict[str, dict[str, float | int]] = {
 NUM_EXAMPLES = {"lenet_small": 500, "char_lstm_small": 500}
 """Examples of the loss; 2,000 images where it does not say otherwise."""
 NUM_PROBES, NUM_STEPS = 30, 40
+TOLERANCES = {"char_lstm_small": 0.01}
+"""Of the extreme eigenvalues, relative; 0.001 where it does not say otherwise. What an
+LSTM has below 0 is so little that float32 resolves no more of it."""
 LONG = 1000
 """Lanczos steps for the share near zero."""
 EXACT = ("mlp_small",)
@@ -164,7 +167,7 @@ def _measured(
         "test_error": test.error,
         "test_loss": test.loss,
         "training_loss": float(found.loss(params)),
-        **_ends(found.loss, params, keys[1]),
+        **_ends(found.loss, params, keys[1], TOLERANCES.get(system, 0.001)),
         # What short runs say of it, for comparison with the long one.
         **{f"short_{t:g}": _pair(density.share_within(t)) for t in THRESHOLDS},
         "trace": _pair(density.trace()),
@@ -191,10 +194,10 @@ def _shares(network: Callable[[], _Network]) -> dict[str, Any]:
     }
 
 
-def _ends(f: measure.Objective, params: Any, key: jax.Array) -> dict[str, Any]:
-    ends = measure.extreme_eigenvalues(
-        f, params, key=key, tolerance=1e-3, max_products=4000
-    )
+def _ends(
+    f: measure.Objective, params: Any, key: jax.Array, tolerance: float
+) -> dict[str, Any]:
+    ends = measure.extreme_eigenvalues(f, params, key=key, tolerance=tolerance)
     return {
         "largest": float(ends.largest[0]),
         "largest_residual": float(ends.largest_residuals[0]),

@@ -50,10 +50,8 @@ from entropy_optax.measure._maximum import Sharpness
 from entropy_optax.measure._noise import NoiseCurve, noise_curve
 from entropy_optax.measure._objective import Objective, model_objective, objective
 from entropy_optax.measure._path import (
-    LocalEntropyDifference,
     LocalEntropyLine,
     local_entropy_along_line,
-    local_entropy_difference,
 )
 from entropy_optax.measure._proximal import ProximalPoint, proximal_point
 from entropy_optax.measure._report import Report, report
@@ -110,7 +108,6 @@ __all__ = [
     "InnerLoopQuality",
     "LaplaceLocalEntropy",
     "LocalEntropyDiagnostics",
-    "LocalEntropyDifference",
     "LocalEntropyEstimate",
     "LocalEntropyLine",
     "MeasureError",
@@ -151,7 +148,6 @@ __all__ = [
     "line_between",
     "local_entropy",
     "local_entropy_along_line",
-    "local_entropy_difference",
     "local_entropy_figure",
     "local_minima",
     "model_objective",

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special, stats
 
+from entropy_optax.measure._estimate import Estimate
+
 MAX_DIFFERENCE = 3.0
 MAX_R_HAT = 1.25
 MAX_GAP = 3.0
@@ -26,24 +28,10 @@ class Ladder(NamedTuple):
     forward: np.ndarray
     backward: np.ndarray
     acceptance: float
-    precision: float = 0.0
+    precision: float
 
 
-class Bridge(NamedTuple):
-    """A log ratio of normalisers.
-
-    Attributes:
-      value: log Z_1 / Z_0.
-      standard_error: from the spread of the chains.
-      influence: of each chain on the value, `[C]`; their mean is 0.
-    """
-
-    value: float
-    standard_error: float
-    influence: np.ndarray
-
-
-def bridge(forward_work: np.ndarray, backward_work: np.ndarray) -> Bridge:
+def bridge(forward_work: np.ndarray, backward_work: np.ndarray) -> Estimate:
     """Sums Bennett's acceptance ratio over the stages of a ladder.
 
     With the work `w = log q_k - log q_{k+1}` of unnormalised densities, the log ratio D
@@ -58,8 +46,9 @@ def bridge(forward_work: np.ndarray, backward_work: np.ndarray) -> Bridge:
       backward_work: w at samples of the upper rung, `[K, T, C]`; the same chains.
 
     Returns:
-      The sum, with a standard error that knows of autocorrelation within a rung and
-      between rungs, since it uses only that chains are independent.
+      The log ratio of the last normaliser to the first, with a standard error that
+      knows of autocorrelation within a rung and between rungs, since it uses only that
+      chains are independent.
 
     References:
       Bennett, `Efficient estimation of free energy differences from Monte Carlo data
@@ -79,12 +68,10 @@ def bridge(forward_work: np.ndarray, backward_work: np.ndarray) -> Bridge:
         value += d
         influence += (down.mean(0) - up.mean(0)) / max(slope, 1e-300)
     error = float(influence.std(ddof=1)) / len(influence) ** 0.5
-    return Bridge(value, error, influence)
+    return Estimate(value, error, len(influence))
 
 
-def bridge_energies(
-    s: np.ndarray, energy: np.ndarray, precision: float = 0.0
-) -> Bridge:
+def bridge_energies(s: np.ndarray, energy: np.ndarray, precision: float) -> Estimate:
     """Does it for densities `exp(-s V)`.
 
     Args:
@@ -129,8 +116,8 @@ class Gates(NamedTuple):
       reasons: why the ladder is refused; empty if it is not.
     """
 
-    forward: Bridge
-    backward: Bridge
+    forward: Estimate
+    backward: Estimate
     difference_z: float
     worst_rung_z: float
     r_hat: float
@@ -183,18 +170,29 @@ def _worst_r_hat(energy: np.ndarray) -> float:
     return float(r_hat(np.concatenate([scaled[:-1], scaled[1:]], axis=1)).max())
 
 
-def bonferroni(count: int, chains: int, level: float = 0.002) -> float:
-    """Finds the z that one of many comparisons exceeds with a small probability.
+def bonferroni(count: int, chains: int) -> float:
+    """Finds the z that one of many comparisons exceeds with probability 0.002.
 
     Args:
       count: comparisons.
       chains: in each of two groups.
-      level: the probability.
 
     Returns:
       Student's quantile.
     """
-    return float(stats.t.isf(level / (2 * max(count, 1)), 2 * chains - 2))
+    return float(stats.t.isf(0.001 / max(count, 1), 2 * chains - 2))
+
+
+def failures(tests: dict[str, bool]) -> tuple[str, ...]:
+    """Lists what failed.
+
+    Args:
+      tests: whether each failed, by what to say then.
+
+    Returns:
+      The reasons to refuse.
+    """
+    return tuple(reason for reason, failed in tests.items() if failed)
 
 
 def check_ladder(ladder: Ladder) -> Gates:
@@ -228,5 +226,6 @@ def check_ladder(ladder: Ladder) -> Gates:
             ladder.acceptance < MIN_ACCEPTANCE
         ),
     }
-    reasons = tuple(reason for reason, failed in tests.items() if failed)
-    return Gates(forward, backward, z, worst, mixing, gap, ladder.acceptance, reasons)
+    return Gates(
+        forward, backward, z, worst, mixing, gap, ladder.acceptance, failures(tests)
+    )

@@ -33,6 +33,8 @@ class Record(NamedTuple):
 
     Attributes:
       energy: V after each step, `[T, C]`.
+      square: |y|^2 / 2 after each step, `[T, C]`.
+      along: y along a direction after each step, `[T, C]`.
       acceptance: mean over chains of the acceptance probability, `[T]`.
       position: sum of y over the steps without adaptation, `[C, n]`.
       gradient: the same of the gradient of V, `[C, n]`.
@@ -40,6 +42,8 @@ class Record(NamedTuple):
     """
 
     energy: jax.Array
+    square: jax.Array
+    along: jax.Array
     acceptance: jax.Array
     position: jax.Array
     gradient: jax.Array
@@ -74,6 +78,7 @@ def run_chains(
     heat: Any,
     adapt: jax.Array,
     num_steps: Any,
+    direction: jax.Array,
     key: jax.Array,
     *,
     batch_size: int,
@@ -94,6 +99,7 @@ def run_chains(
       heat: 1 to sample; near 0 the chains descend to a mode.
       adapt: rate of the step size's adaptation in each step, `[T]`; 0 in what is used.
       num_steps: how many of the T steps to do; what is not done is 0 in the record.
+      direction: the component of y to record, `[n]`.
       key: PRNG key.
       batch_size: energies at once.
       max_leapfrogs: in a trajectory.
@@ -174,7 +180,8 @@ def run_chains(
     blank = lambda *shape: jnp.zeros(shape, chains.y.dtype)
     zero = jnp.zeros_like(chains.y)
     spent = jnp.zeros((), jnp.int32)
-    record = Record(blank(length, count), blank(length), zero, zero, spent)
+    series = blank(length, count)
+    record = Record(series, series, series, blank(length), zero, zero, spent)
 
     def body(i: jax.Array, loop: Any) -> Any:
         chains, record = loop
@@ -182,6 +189,8 @@ def run_chains(
         kept = (adapt[i] == 0).astype(adapt.dtype)
         return chains, Record(
             record.energy.at[i].set(chains.energy),
+            record.square.at[i].set(0.5 * jnp.sum(chains.y**2, axis=-1)),
+            record.along.at[i].set(chains.y @ direction),
             record.acceptance.at[i].set(acceptance),
             record.position + kept * chains.y,
             record.gradient + kept * chains.gradient,

@@ -62,3 +62,16 @@ def estimate(samples: np.ndarray) -> Estimate:
         raise MeasureError(f"samples: got {len(samples)}, wanted 2 or more")
     error = float(samples.std(ddof=1)) / len(samples) ** 0.5
     return Estimate(float(samples.mean()), error, len(samples))
+
+
+def jackknife_error(left_out: np.ndarray) -> float:
+    """The standard error of a statistic from its values with one sample left out.
+
+    Args:
+      left_out: the statistic without each of the samples, `[n]`.
+
+    Returns:
+      The error; of a mean that of `estimate`.
+    """
+    n = len(left_out)
+    return float((n - 1) / n**0.5 * left_out.std(ddof=1))

@@ -14,6 +14,7 @@ from entropy_optax.measure._checks import (
     check_finite,
     check_positive,
 )
+from entropy_optax.measure._target import log_volume
 
 DEPTH = 45.0  # nats below the integrand's top: 1e-19 of it
 MAX_ZOOMS = 60
@@ -47,7 +48,7 @@ def _make(
     phi: float, x: Any, mean: Any, covariance: Any, gamma: float, T: float, error: float
 ) -> ExactLocalEntropy:
     n = len(x)
-    total = phi + 0.5 * n * np.log(2 * np.pi * T / gamma)
+    total = phi + log_volume(n, gamma, T)
     hessian = gamma * np.eye(n) - gamma**2 / T * covariance
     gradient = gamma * (x - mean)
     return ExactLocalEntropy(
@@ -99,6 +100,10 @@ def quadratic_local_entropy(
     check_positive("temperature", temperature)
     check_finite("hessian", H)
     check_finite("x", x)
+    if not np.allclose(H, H.T):
+        raise MeasureError(
+            "hessian: wanted a symmetric matrix, H and its transpose differ"
+        )
     values, vectors = np.linalg.eigh(H)
     if not values[0] + gamma > 0:
         raise MeasureError(
@@ -190,7 +195,7 @@ def quadrature_local_entropy(
             f"num_points: {num_points} are too few: Phi differs by {error:.2g} from"
             f" half as many, wanted {tolerance:g}"
         )
-    phi -= 0.5 * n * np.log(2 * np.pi * temperature / gamma)
+    phi -= log_volume(n, gamma, temperature)
     return _make(phi, center, mean, covariance, gamma, temperature, float(error))
 
 

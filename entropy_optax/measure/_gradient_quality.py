@@ -5,22 +5,33 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
 import entropy_optax as eo
-from entropy_optax.measure._bridge import MAX_R_HAT, bonferroni, difference_z, r_hat
+from entropy_optax.measure._bridge import (
+    MAX_R_HAT,
+    bonferroni,
+    difference_z,
+    failures,
+    r_hat,
+)
 from entropy_optax.measure._checks import (
     MeasureError,
     check_at_least,
     check_finite,
-    check_params,
     check_positive,
 )
-from entropy_optax.measure._estimate import Estimate, estimate
-from entropy_optax.measure._objective import Function, Params, as_pytree
-from entropy_optax.measure._runner import ChainSettings, Runner, check_settings
+from entropy_optax.measure._estimate import Estimate, estimate, jackknife_error
+from entropy_optax.measure._objective import Function, Params
+from entropy_optax.measure._runner import (
+    ChainSettings,
+    Runner,
+    Stage,
+    check_settings,
+)
 from entropy_optax.measure._target import Target, make_target
 
 LONG = 8  # times as many steps as at a rung of a ladder
@@ -58,7 +69,8 @@ class GradientQuality(NamedTuple):
       loss_gradient_norm: of f.
       cosine_loss: between grad f and -grad F.
       rows: one for each step size and each L.
-      converged: whether the long chains agree with each other.
+      converged: whether the long chains agree with each other; if not, what rests on
+        them is NaN.
       reasons: why not.
     """
 
@@ -106,7 +118,8 @@ def gradient_quality(
       settings: of the long chains; `num_steps` there is multiplied by 8.
 
     Returns:
-      One row for each pair, and the cosine between grad f and -grad F.
+      One row for each pair, and the cosine between grad f and -grad F; NaN where the
+      long chains do not agree with each other.
 
     Raises:
       MeasureError: if a run diverges, energies are not finite, or an argument is out of
@@ -129,9 +142,7 @@ def gradient_quality(
       [0.8, 0.0]
     """
     settings = check_settings(settings)
-    check_params(params)
-    check_positive("gamma", gamma)
-    check_positive("temperature", temperature)
+    target = make_target(f, params, gamma, temperature)
     check_at_least("num_runs", num_runs, 8)
     for eta in step_size:
         check_positive("step_size", eta)
@@ -139,11 +150,15 @@ def gradient_quality(
         check_at_least("num_steps", count, 1)
     if not len(step_size) or not len(num_steps):
         raise MeasureError("step_size, num_steps: wanted one or more of each")
-    f = as_pytree(f)
     chain_key, key = jax.random.split(key)
-    chains, reasons = _long_chains(f, params, gamma, temperature, chain_key, settings)
-    truth, chains_error = chains.mean(0), _squared_error(chains)
-    loss_gradient = np.asarray(ravel_pytree(jax.grad(f)(params))[0], np.float64)
+    chains, reasons = _long_chains(
+        target, (gamma * temperature) ** 0.5, chain_key, settings
+    )
+    # So that nobody takes it for a number.
+    truth = chains.mean(0) + (np.nan if reasons else 0.0)
+    # The weight of the control variate has cost one degree of freedom.
+    chains_error = float(np.sum(chains.var(0, ddof=2))) / len(chains)
+    loss_gradient = np.asarray(_gradient(target.f, params), np.float64)
     rows = []
     for eta in step_size:
         for count in num_steps:
@@ -156,7 +171,7 @@ def gradient_quality(
                 scale_by_gamma=True,
             )
             runs = np.asarray(
-                _inner_loops(f, params, run_key, tx, num_runs), np.float64
+                _inner_loops(target.f, params, run_key, tx, num_runs), np.float64
             )
             check_finite(
                 f"step_size: at {eta} and gamma {gamma} the inner loop diverges;"
@@ -176,6 +191,11 @@ def gradient_quality(
     )
 
 
+@jax.jit
+def _gradient(f: Any, params: Any) -> jax.Array:
+    return ravel_pytree(jax.grad(f)(params))[0]
+
+
 @partial(jax.jit, static_argnames=("tx", "num_runs"))
 def _inner_loops(f: Any, params: Any, key: Any, tx: Any, num_runs: int) -> jax.Array:
     grad_fn = lambda x, _: jax.grad(f)(x)
@@ -191,53 +211,52 @@ def _inner_loops(f: Any, params: Any, key: Any, tx: Any, num_runs: int) -> jax.A
 
 
 def _long_chains(
-    f: Any, params: Any, gamma: float, T: float, key: Any, settings: ChainSettings
+    target: Target, unit: float, key: jax.Array, settings: ChainSettings
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    # Minus grad F by each chain, [2 C, n]; half start at modes, half around x.
-    target = make_target(f, params, gamma, T)
-    runner = Runner(settings, target.shift.size)
+    # Minus grad F by each chain, [2 C, n]; half start at modes, half around x. The unit
+    # is sqrt(gamma T), for gamma sigma y and for the gradient by y alike.
+    runner = Runner(settings, target.shift)
     keys = jax.random.split(key, 4)
-    groups = [
-        _long_run(runner, target, chains, keys[i])
-        for i, chains in enumerate(
-            (
-                runner.from_the_reference(target, keys[2]),
-                runner.from_a_mode(target, keys[3]),
-            )
-        )
-    ]
-    z = np.concatenate([group[0] for group in groups]) * -((gamma * T) ** 0.5)
-    g = np.concatenate([group[1] for group in groups]) * (gamma * T) ** 0.5
-    energy = np.concatenate([group[2] for group in groups], axis=1)
+    groups = [runner.from_the_reference(target, keys[0])]
+    groups.append(runner.from_a_mode(target, keys[1]))
+    for i, burn_key in enumerate(jax.random.split(keys[2], 2)):
+        for k in jax.random.split(burn_key, 4):
+            groups[i], _ = runner.burn(target, groups[i], 1.0, k)
+    # What matters of y is how far it is along -grad F, of which this is a first guess.
+    first = jnp.mean(jnp.concatenate([chains.y for chains in groups]), axis=0)
+    runner.direction = first / jnp.maximum(jnp.linalg.norm(first), 1e-30)
+    walks = []
+    for chains, walk_key in zip(groups, jax.random.split(keys[3], 2), strict=True):
+        walk: list[Stage] = []
+        for k in jax.random.split(walk_key, LONG):
+            chains, stage = runner.run(target, chains, 1.0, k)
+            walk.append(stage)
+        walks.append(walk)
+    mean = lambda read: np.concatenate(
+        [np.mean([read(stage) for stage in walk], axis=0) for walk in walks]
+    ).astype(np.float64)
+    z = -unit * mean(lambda stage: stage.position)
+    g = unit * mean(lambda stage: stage.gradient)
     # Both have the mean -grad F: the weight of least total variance.
     gap = (z - g) - (z - g).mean(0)
     weight = np.sum((z - z.mean(0)) * gap) / (np.sum(gap**2) + 1e-300)
-    apart = float(difference_z(groups[0][2].mean(0), groups[1][2].mean(0)))
-    mixing = float(r_hat(energy))
-    tests = {
-        f"chains from x and from modes differ in energy by {apart:.1f} standard"
-        " errors": abs(apart) > bonferroni(1, settings.num_chains),
-        f"R-hat is {mixing:.2f}, wanted {MAX_R_HAT} or less": mixing > MAX_R_HAT,
-    }
-    reasons = tuple(reason for reason, failed in tests.items() if failed)
-    return z - weight * (z - g), reasons
-
-
-def _long_run(runner: Runner, target: Target, chains: Any, key: Any) -> Any:
-    # Means of y and of the gradient by chain, [C, n], and energies, [T, C].
-    stages = []
-    burn_key, *keys = jax.random.split(key, 1 + LONG)
-    for k in jax.random.split(burn_key, 4):
-        chains, _ = runner.burn(target, chains, 1.0, k)
-    for k in keys:
-        chains, stage = runner.run(target, chains, 1.0, k)
-        stages.append(stage)
-    mean = lambda parts: np.asarray(sum(parts) / LONG, np.float64)
-    return (
-        mean([stage.position for stage in stages]),
-        mean([stage.gradient for stage in stages]),
-        np.concatenate([stage.energy for stage in stages]),
+    # Wells of the same energy are told apart by the pull or by where they are.
+    seen = lambda stage: np.stack([stage.energy, stage.total, stage.along])
+    each = [np.concatenate([seen(stage) for stage in walk], axis=1) for walk in walks]
+    all_of = np.concatenate(each, axis=2)  # [3, T, 2 C]
+    count = settings.num_chains
+    means = all_of.mean(1)
+    apart = float(np.max(np.abs(difference_z(means[:, :count], means[:, count:]))))
+    mixing = float(np.max(r_hat(all_of)))
+    reasons = failures(
+        {
+            f"chains from x and from modes differ by {apart:.1f} standard errors": (
+                apart > bonferroni(len(all_of), count)
+            ),
+            f"R-hat is {mixing:.2f}, wanted {MAX_R_HAT} or less": mixing > MAX_R_HAT,
+        }
     )
+    return z - weight * (z - g), reasons
 
 
 def _squared_error(samples: np.ndarray) -> float:
@@ -259,7 +278,7 @@ def _row(
     n = len(runs)
     square = squared_bias(runs)
     left = np.array([squared_bias(np.delete(runs, i, 0)) for i in range(n)])
-    spread = (n - 1) / n**0.5 * float(left.std())  # the jackknife
+    spread = jackknife_error(left)
     spread = float(np.hypot(spread, 2 * error**0.5 * max(square, 0) ** 0.5))
     bias = max(square, 0.0) ** 0.5
     # d sqrt(b) = db / (2 sqrt(b)), and at most sqrt(db) where b is near 0.

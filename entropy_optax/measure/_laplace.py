@@ -3,21 +3,26 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from entropy_optax.measure._checks import MeasureError, check_at_least, check_positive
+from entropy_optax.measure._bridge import rounding
+from entropy_optax.measure._checks import MeasureError, check_at_least
 from entropy_optax.measure._dense import dense_hessian
 from entropy_optax.measure._estimate import Estimate
 from entropy_optax.measure._objective import Function, Params
 from entropy_optax.measure._proximal import ProximalPoint, proximal_point
 from entropy_optax.measure._spectrum import spectral_density
+from entropy_optax.measure._target import make_target
 
 
 class LaplaceLocalEntropy(NamedTuple):
     """Laplace's approximation: not an estimate of Phi, but of its leading terms.
 
     Attributes:
-      phi: the approximation, with the standard error of its log determinant.
+      phi: the approximation.
+      standard_error: of its log determinant, and what rounding may have done to it;
+        nothing says how far Phi is from its approximation.
       log_det: of `I + H / gamma`; standard error 0 where it is dense.
       depth: `-beta (f(x*) + gamma / 2 |x* - x|^2)`, the other term.
       gradient: of -F, `gamma (x - x*)`, `[n]`.
@@ -27,7 +32,8 @@ class LaplaceLocalEntropy(NamedTuple):
       method: "laplace_dense" or "laplace_lanczos".
     """
 
-    phi: Estimate
+    phi: float
+    standard_error: float
     log_det: Estimate
     depth: float
     gradient: np.ndarray
@@ -75,7 +81,8 @@ def laplace_local_entropy(
 
     Raises:
       MeasureError: if `H(x*) + gamma I` is not positive definite, the descent did not
-        arrive, or k and k / 2 steps differ by more than 3 standard errors.
+        arrive, k and k / 2 steps differ by more than 3 standard errors, or gamma is
+        lost in the rounding of the largest eigenvalue.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -84,18 +91,20 @@ def laplace_local_entropy(
       >>> out = measure.laplace_local_entropy(
       ...     f, jnp.zeros(2), gamma=1.0, temperature=1.0, key=jax.random.key(0)
       ... )
-      >>> print(f"{out.phi.value:.4f} {out.method}")  # exact: -log 2
+      >>> print(f"{out.phi:.4f} {out.method}")  # exact: -log 2
       -0.6931 laplace_dense
     """
-    check_positive("temperature", temperature)
+    target = make_target(f, params, gamma, temperature)
     check_at_least("num_steps", num_steps, 4)
     point = proximal_point(f, params, gamma, max_steps=max_steps)
     depth = -point.value / temperature
+    eps = float(jnp.finfo(target.shift.dtype).eps)
     if point.shift.size <= dense_up_to:
         hessian = dense_hessian(f, point.params).astype(np.float64)
         values = np.linalg.eigvalsh(hessian)
-        _check_definite(values[0], gamma)
+        _check_definite(values, gamma, eps)
         log_det = Estimate(float(np.sum(np.log1p(values / gamma))), 0.0, 0)
+        curved = float(np.sum(np.abs(values) / (gamma + values)))
         truncation, method = 0.0, "laplace_dense"
     else:
         steps = min(num_steps, point.shift.size)
@@ -105,8 +114,11 @@ def laplace_local_entropy(
             )
             for count in (steps, max(2, steps // 2))
         )
-        _check_definite(density.nodes.min(), gamma)
+        values = density.nodes
+        _check_definite(values, gamma, eps)
         log_det = density.log_determinant(gamma)
+        within = density.weights * np.abs(values) / (gamma + values)
+        curved = point.shift.size * float(np.mean(np.sum(within, axis=1)))
         change = log_det.value - half.log_determinant(gamma).value
         truncation, method = 0.5 * abs(change), "laplace_lanczos"
     error = 0.5 * log_det.standard_error
@@ -115,23 +127,45 @@ def laplace_local_entropy(
             f"num_steps: {num_steps} are too few: half as many change Phi by"
             f" {truncation:.2g}, more than 3 standard errors of {error:.2g}"
         )
-    # |grad|^2 / (2 gamma') bounds it, with gamma' the least curvature there.
-    decrement = 0.5 * point.residual**2 / gamma / temperature
+    # |grad|^2 / (2 c) bounds it, with c the least curvature there.
+    least = gamma + float(values.min())
+    decrement = 0.5 * point.residual**2 / least / temperature
     if decrement > max(0.1, 3 * error):
         raise MeasureError(
             f"max_steps: {max_steps} steps of descent left a gradient of"
             f" {point.residual:.2g}, up to {decrement:.2g} nats from the maximiser"
         )
-    phi = Estimate(depth - 0.5 * log_det.value, error, log_det.num_samples)
+    # Rounding moves small eigenvalues by some eps of the largest, each in its own
+    # direction, and large ones by a common factor, for vectors are not of length 1.
+    root = point.shift.size**0.5
+    floor = [
+        0.5 * root * eps * float(np.abs(values).max()) / gamma,
+        rounding(root * eps, 0.5 * curved),
+        rounding(eps, abs(depth)),
+    ]
     return LaplaceLocalEntropy(
-        phi, log_det, depth, -gamma * point.shift, point, truncation, decrement, method
+        depth - 0.5 * log_det.value,
+        float(np.linalg.norm([error, *floor])),
+        log_det,
+        depth,
+        -gamma * point.shift,
+        point,
+        truncation,
+        decrement,
+        method,
     )
 
 
-def _check_definite(smallest: float, gamma: float) -> None:
-    if not smallest > -gamma:
+def _check_definite(values: np.ndarray, gamma: float, eps: float) -> None:
+    smallest, largest = values.min() / gamma, np.abs(values).max() / gamma
+    if eps * largest > 0.1:
         raise MeasureError(
-            f"gamma: the Hessian at x* has the eigenvalue {smallest / gamma:.3g}"
+            f"gamma: the Hessian at x* has an eigenvalue of {largest:.3g} gamma, in"
+            " whose rounding gamma is lost; wanted a larger gamma, or params in float64"
+        )
+    if not smallest > -1:
+        raise MeasureError(
+            f"gamma: the Hessian at x* has the eigenvalue {smallest:.3g}"
             " gamma, wanted more than -1 gamma: x* is no maximiser of the integrand;"
             " raise gamma"
         )

@@ -13,13 +13,13 @@ class LocalEntropyLine(NamedTuple):
     Attributes:
       t: the points, `[P]`, from 0 to 1.
       phi: `Phi(t) - Phi(0)`, `[P]`; NaN if not converged.
-      standard_error: of it, cumulative, `[P]`.
-      slope: `dPhi / dt = -beta <grad (-F), b - a>`, `[P]`.
+      standard_error: of it, cumulative, with the rule's error, `[P]`.
+      slope: `dPhi / dt = -beta <grad (-F), b - a>`, `[P]`; NaN if not converged.
       slope_error: its standard error, `[P]`.
-      quadrature_error: how much `phi` at b moves with every second point left out, the
-        even or the odd ones.
+      rule_error: a quarter of how much `phi` moves with every second point left out,
+        the even or the odd ones; 0 where that is within its noise, `[P]`.
       converged: whether all gates were passed.
-      num_samples: chains.
+      num_samples: chains less one, which the control variate cost.
       reasons: why not.
       num_gradients: spent.
     """
@@ -29,36 +29,14 @@ class LocalEntropyLine(NamedTuple):
     standard_error: np.ndarray
     slope: np.ndarray
     slope_error: np.ndarray
-    quadrature_error: float
+    rule_error: np.ndarray
     converged: bool
     num_samples: int
     reasons: tuple[str, ...]
     num_gradients: int
 
-
-class LocalEntropyDifference(NamedTuple):
-    """Phi at b minus Phi at a, or a refusal.
-
-    Attributes:
-      phi: the difference; NaN if not converged.
-      standard_error: of it; NaN if not converged.
-      converged: whether all gates were passed.
-      line: what it was integrated from.
-    """
-
-    phi: float
-    standard_error: float
-    converged: bool
-    line: LocalEntropyLine
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Student's interval for the difference.
-
-        Args:
-          level: its coverage.
-
-        Returns:
-          The lower and the upper end; NaN if not converged.
-        """
-        count = self.line.num_samples
-        return Estimate(self.phi, self.standard_error, count).interval(level)
+    @property
+    def difference(self) -> Estimate:
+        """`Phi(b) - Phi(a)`; T times this is the difference of F. NaN if refused."""
+        end = float(self.phi[-1]), float(self.standard_error[-1])
+        return Estimate(*end, self.num_samples)

@@ -4,38 +4,44 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
 from entropy_optax.measure._bridge import (
-    Gates,
     Ladder,
     bonferroni,
     bridge_energies,
     check_ladder,
+    failures,
     rounding,
 )
-from entropy_optax.measure._checks import (
-    MeasureError,
-    check_finite,
-    check_params,
-    check_positive,
-)
+from entropy_optax.measure._checks import MeasureError, check_finite
 from entropy_optax.measure._curvature import Progress
-from entropy_optax.measure._estimate import Estimate
 from entropy_optax.measure._local_entropy_result import (
     LocalEntropyDiagnostics,
     LocalEntropyEstimate,
     not_converged,
 )
-from entropy_optax.measure._objective import Function, Params, as_pytree
+from entropy_optax.measure._objective import Function, Params
 from entropy_optax.measure._proximal import proximal_point
-from entropy_optax.measure._runner import ChainSettings, Runner, check_settings, shares
-from entropy_optax.measure._target import Target, energies_of_draws, make_target
+from entropy_optax.measure._runner import (
+    MAX_UNSEEN,
+    ChainSettings,
+    Runner,
+    check_settings,
+    shares,
+    unseen,
+)
+from entropy_optax.measure._target import (
+    Target,
+    energies_of_draws,
+    log_volume,
+    make_target,
+)
 from entropy_optax.measure._thermodynamic import run_ladder
 
 MIN_EFFECTIVE = 100
-MAX_UNSEEN = 0.5
 Method = Literal["auto", "monte_carlo", "thermodynamic_integration"]
 
 
@@ -61,18 +67,21 @@ def local_entropy(
     the integral in the paper, and :math:`F = T F_\beta` local entropy at temperature T,
     in units of the loss.
 
-    Two methods, the cheaper first:
+    Two methods, the simpler first:
 
-    1. Plain Monte Carlo, if its effective sample size is 100 or more **and** its mean
-       energy at s = 1 agrees with that of chains which started at modes, none of which
-       stays below the energies of all draws (the effective sample size alone does not
-       see a valley into which no draw fell).
+    1. Plain Monte Carlo, if its effective sample size is 100 or more **and** chains at
+       s = 1, which started at modes, confirm it: the effective sample size by their
+       weights is 100 or more as well (it is 0 where the weights have no variance), the
+       mean energies agree, and no chain stays below the energies of all draws (a valley
+       into which none fell). The larger of both standard errors is given. The chains
+       cost more than the draws.
     2. Thermodynamic integration over s in :math:`e^{-s \beta f}`, :math:`d\Phi / ds =
        -\langle \beta f \rangle_s`. Chains climb an adaptive ladder of s from exact
        draws of the Gaussian, others descend it from modes; the stages are summed by
        Bennett's acceptance ratio, which has no error of discretisation. Refused unless
        both directions agree within 3 standard errors (in all and, allowing for their
-       number, at each rung), chains mix (R-hat 1.25) and rungs overlap.
+       number, at each rung), chains mix (R-hat 1.25), rungs overlap and proposals are
+       accepted.
 
     If x is many standard deviations from the maximiser of the integrand, the second
     method moves the Gaussian there, an exact change of variables.
@@ -111,14 +120,16 @@ def local_entropy(
       <https://doi.org/10.1214/ss/1028905934>`_, 1998.
     """
     settings = check_settings(settings)
-    _check(params, gamma, temperature, method)
+    if method not in ("auto", "monte_carlo", "thermodynamic_integration"):
+        raise MeasureError(
+            f"method: got {method!r}, wanted 'auto', 'monte_carlo' or"
+            " 'thermodynamic_integration'"
+        )
     report = shares(progress)
-    f = as_pytree(f)
     target = make_target(f, params, gamma, temperature)
-    runner = Runner(settings, target.shift.size)
+    runner = Runner(settings, target.shift)
     keys = jax.random.split(key, 3)
-    volume = 0.5 * target.shift.size * np.log(2 * np.pi * temperature / gamma)
-    tail = (temperature, float(volume))
+    tail = (temperature, log_volume(target.shift.size, gamma, temperature))
 
     seen = LocalEntropyDiagnostics()
     if method != "thermodynamic_integration":
@@ -127,30 +138,21 @@ def local_entropy(
             report(1.0)
             return out
         seen = out.diagnostics
-    target = _centred(target, gamma, settings)
+    target = _centred(runner, target, gamma)
     ladder = run_ladder(runner, target, keys[1], report)
     return _integrated(ladder, runner, seen, tail)
 
 
-def _check(params: Params, gamma: float, temperature: float, method: str) -> None:
-    check_params(params)
-    check_positive("gamma", gamma)
-    check_positive("temperature", temperature)
-    if method not in ("auto", "monte_carlo", "thermodynamic_integration"):
-        raise MeasureError(
-            f"method: got {method!r}, wanted 'auto', 'monte_carlo' or"
-            " 'thermodynamic_integration'"
-        )
-
-
-def _centred(target: Target, gamma: float, settings: ChainSettings) -> Target:
-    if settings.center is False:
+def _centred(runner: Runner, target: Target, gamma: float) -> Target:
+    settings = runner.settings
+    if settings.center == "params":
         return target
     point = proximal_point(target.f, target.params, gamma)
+    runner.num_gradients += point.num_gradients
     shift = point.shift / float(target.sigma)
-    if settings.center is None and np.linalg.norm(shift) <= settings.far:
+    if settings.center == "auto" and np.linalg.norm(shift) <= settings.far:
         return target
-    return target._replace(shift=target.shift + shift)
+    return target._replace(shift=jnp.asarray(shift, target.shift.dtype))
 
 
 def _monte_carlo(
@@ -170,40 +172,63 @@ def _monte_carlo(
         report(0.5 * (part[-1] + 1) / count)
     runner.num_gradients += count
     energy = np.concatenate([np.asarray(p, np.float64) for p in parts])
-    check_finite("f: energies of Gaussian draws around params", energy)
+    # Where the loss overflows the weight is 0.
+    blanked = np.where(energy == np.inf, 0.0, energy)
+    check_finite("f: energies of Gaussian draws around params", blanked)
     phi = float(special.logsumexp(-energy) - np.log(count))
     weights = np.exp(-energy - phi)  # of mean 1
-    eps = float(np.finfo(target.shift.dtype).eps)
-    floor = rounding(eps, float(np.max(np.abs(energy))))
-    error = float(np.hypot(weights.std(ddof=1) / count**0.5, floor))
-    effective = float(weights.sum() ** 2 / np.sum(weights**2))
-    mean = float(np.mean(weights * energy))
-    bracket = (-float(energy.mean()), -mean)
-    seen = LocalEntropyDiagnostics(effective_sample_size=effective)
-    reasons = [f"effective sample size is {effective:.0f}, wanted {MIN_EFFECTIVE}"]
-    if effective >= MIN_EFFECTIVE:
-        chains = runner.from_a_mode(target, keys[1])
-        _, stage = runner.run(target, chains, 1.0, keys[2])
-        means = stage.energy.mean(0)
-        variance = np.sum((weights * (energy - mean)) ** 2) / count**2
-        variance += means.var(ddof=1) / len(means)
-        z = (mean - means.mean()) / max(variance, 1e-300) ** 0.5
-        # One chain in a valley below all draws is enough to know that they missed it.
-        unseen = float(np.max(np.mean(stage.energy < energy.min(), axis=0)))
-        reasons = []
-        if abs(z) > bonferroni(1, len(means)):
-            reasons = [f"draws and chains differ in energy by {z:.1f} standard errors"]
-        if unseen > MAX_UNSEEN:
-            reasons.append("a chain stays in a valley below the energies of all draws")
-        seen = seen._replace(
-            mean_energy_z=float(z), unseen=unseen, acceptance=stage.acceptance
-        )
-    seen = seen._replace(reasons=tuple(reasons), num_energies=runner.num_gradients)
+    effective = count / float(np.mean(weights**2))
+    seen = LocalEntropyDiagnostics(
+        effective_sample_size=effective, num_energies=runner.num_gradients
+    )
+    if not effective >= MIN_EFFECTIVE:
+        reason = f"effective sample size is {effective:.0f}, wanted {MIN_EFFECTIVE}"
+        return not_converged(tail, seen._replace(reasons=(f"Monte Carlo: {reason}",)))
+    chains = runner.from_a_mode(target, keys[1])
+    _, stage = runner.run(target, chains, 1.0, keys[2])
+    # The mean of the weights under their own density is that of their squares: chains
+    # see the tail that the draws are too few for.
+    log_second = special.logsumexp(-stage.energy - phi) - np.log(stage.energy.size)
+    by_chains = count * float(np.exp(-log_second))
+    mean = float(np.mean(weights * blanked))
+    means = stage.energy.mean(0)
+    variance = np.sum((weights * (blanked - mean)) ** 2) / count**2
+    variance += means.var(ddof=1) / len(means)
+    z = (mean - means.mean()) / max(variance, 1e-300) ** 0.5
+    missed = unseen(stage, energy)
+    reasons = failures(
+        {
+            f"Monte Carlo: draws and chains differ in energy by {z:.1f} standard"
+            " errors": abs(z) > bonferroni(1, len(means)),
+            f"Monte Carlo: by chains the effective sample size is {by_chains:.0f},"
+            f" wanted {MIN_EFFECTIVE}": not by_chains >= MIN_EFFECTIVE,
+            "Monte Carlo: a chain stays in a valley below the energies of all draws": (
+                missed > MAX_UNSEEN
+            ),
+        }
+    )
+    seen = seen._replace(
+        effective_sample_size=min(effective, by_chains),
+        mean_energy_z=float(z),
+        unseen=missed,
+        acceptance=stage.acceptance,
+        num_energies=runner.num_gradients,
+        reasons=reasons,
+    )
     if reasons:
-        return not_converged(bracket, tail, seen)
-    num_samples = int(effective)
+        return not_converged(tail, seen)
+    eps = float(np.finfo(target.shift.dtype).eps)
+    spread = max(float(weights.var(ddof=1)), float(np.expm1(log_second)))
+    error = np.hypot((spread / count) ** 0.5, rounding(eps, np.max(np.abs(blanked))))
     return LocalEntropyEstimate(
-        phi, error, bracket, "monte_carlo", True, num_samples, *tail, seen
+        phi,
+        float(error),
+        (-float(energy.mean()), -mean),
+        "monte_carlo",
+        True,
+        int(seen.effective_sample_size),
+        *tail,
+        seen,
     )
 
 
@@ -217,35 +242,29 @@ def _integrated(
     if ladder is None:
         reason = f"the ladder needs more than {runner.settings.max_rungs} rungs"
         seen = seen._replace(num_energies=cost, reasons=(*seen.reasons, reason))
-        return not_converged((np.nan, np.nan), tail, seen)
-    gates: Gates = check_ladder(ladder)
+        return not_converged(tail, seen)
+    gates = check_ladder(ladder)
     both = np.concatenate([ladder.forward, ladder.backward], axis=-1)
     total = bridge_energies(ladder.s, both, ladder.precision)
     means, widths = both.mean(axis=(1, 2)), np.diff(ladder.s)
     bracket = (-float(widths @ means[:-1]), -float(widths @ means[1:]))
-    count = both.shape[-1]
-    as_estimate = lambda b: Estimate(b.value, b.standard_error, count // 2)
     seen = seen._replace(
-        acceptance=gates.acceptance,
-        forward=as_estimate(gates.forward),
-        backward=as_estimate(gates.backward),
-        difference_z=gates.difference_z,
-        worst_rung_z=gates.worst_rung_z,
-        r_hat=gates.r_hat,
-        gap=gates.gap,
-        num_rungs=len(ladder.s),
-        num_energies=cost,
-        reasons=gates.reasons,
+        **gates._asdict()
+        | {
+            "num_rungs": len(ladder.s),
+            "num_energies": cost,
+            "reasons": (*seen.reasons, *gates.reasons),
+        }
     )
     if gates.reasons:
-        return not_converged(bracket, tail, seen)
+        return not_converged(tail, seen)
     return LocalEntropyEstimate(
         total.value,
         total.standard_error,
         bracket,
         "thermodynamic_integration",
         True,
-        count,
+        total.num_samples,
         *tail,
         seen,
     )

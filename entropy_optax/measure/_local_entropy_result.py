@@ -11,7 +11,8 @@ class LocalEntropyDiagnostics(NamedTuple):
     """What the gates saw; NaN where a method has no such number.
 
     Attributes:
-      effective_sample_size: of plain Monte Carlo, `(sum w)^2 / sum w^2`.
+      effective_sample_size: of plain Monte Carlo, `(sum w)^2 / sum w^2`, by its draws
+        or by the chains, the smaller.
       mean_energy_z: Monte Carlo's mean energy at s = 1 minus that of chains which
         started at modes, in standard errors: it sees a valley that no draw fell into.
       unseen: share of its time that a chain at s = 1 spent below the energies of all
@@ -25,7 +26,7 @@ class LocalEntropyDiagnostics(NamedTuple):
       gap: the largest standard deviation of a log weight between two rungs.
       num_rungs: of the ladder.
       num_energies: energies and gradients computed.
-      reasons: why the answer was refused, or Monte Carlo's was.
+      reasons: why the answer was refused, or Monte Carlo's was before.
     """
 
     effective_sample_size: float = NAN
@@ -49,8 +50,10 @@ class LocalEntropyEstimate(NamedTuple):
     Attributes:
       phi: `log E exp(-beta f(x + xi))`; NaN if not converged.
       standard_error: of it; NaN if not converged.
-      bracket: sums of `-<beta f>_s` over the rungs, left and right; the integrand is
-        monotone, so that they enclose Phi up to their sampling error.
+      bracket: sums of `-<V>_s` over the rungs, left and right, V the energy (`beta f`,
+        where the reference is at the params); the integrand is monotone, so that they
+        enclose Phi up to their sampling error. NaN if not converged, and where a method
+        has none.
       method: "monte_carlo", "thermodynamic_integration", "tempered_smc" or
         "not_converged".
       converged: whether it passed all gates.
@@ -99,14 +102,11 @@ class LocalEntropyEstimate(NamedTuple):
 
 
 def not_converged(
-    bracket: tuple[float, float],
-    tail: tuple[float, float],
-    diagnostics: LocalEntropyDiagnostics,
+    tail: tuple[float, float], diagnostics: LocalEntropyDiagnostics
 ) -> LocalEntropyEstimate:
     """Refuses.
 
     Args:
-      bracket: see `LocalEntropyEstimate`.
       tail: temperature and log volume.
       diagnostics: with the reasons.
 
@@ -114,5 +114,5 @@ def not_converged(
       NaN, so that nobody takes it for a number.
     """
     return LocalEntropyEstimate(
-        NAN, NAN, bracket, "not_converged", False, 0, *tail, diagnostics
+        NAN, NAN, (NAN, NAN), "not_converged", False, 0, *tail, diagnostics
     )

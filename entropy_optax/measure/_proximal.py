@@ -23,12 +23,14 @@ class ProximalPoint(NamedTuple):
       value: of that function at p: the Moreau envelope of f at x, if p is the lowest.
       shift: p - x, `[n]`, float64.
       residual: ||∇f(p) + gamma (p - x)||, 0 at a minimiser.
+      num_gradients: spent, Newton's products with the Hessian aside.
     """
 
     params: Params
     value: float
     shift: np.ndarray
     residual: float
+    num_gradients: int
 
 
 def proximal_point(
@@ -66,8 +68,10 @@ def proximal_point(
     x, unravel = ravel_pytree(params)
     at = lambda vector: jnp.asarray(vector, x.dtype)
     zero = np.zeros(x.size)
+    counter = [0]
 
     def pulled(shift: np.ndarray) -> tuple[float, np.ndarray]:
+        counter[0] += 1
         loss, gradient = _loss_and_gradient(f, params, at(shift))
         value = float(loss) + gamma / 2 * float(shift @ shift)
         return value, np.asarray(gradient, np.float64) + gamma * shift
@@ -76,7 +80,7 @@ def proximal_point(
     check_finite("f: the loss at params", first)
     norm = float(np.linalg.norm(steepest))
     if norm == 0:
-        return ProximalPoint(params, first, zero, 0.0)
+        return ProximalPoint(params, first, zero, 0.0, 1)
     # In these units the way is about 1 long, whatever gamma and the loss are.
     scale = norm / gamma
 
@@ -104,7 +108,7 @@ def proximal_point(
         if not after < residual:
             break
         shift, value, left, residual = tried, value_there, left_there, after
-    return ProximalPoint(unravel(x + at(shift)), value, shift, residual)
+    return ProximalPoint(unravel(x + at(shift)), value, shift, residual, counter[0])
 
 
 @jax.jit

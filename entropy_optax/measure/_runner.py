@@ -1,18 +1,24 @@
 """Chains that go from one target to the next, and how much work they do."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from entropy_optax.measure._chains import Chains, Record, run_chains, start_chains
-from entropy_optax.measure._checks import check_at_least, check_finite, check_positive
+from entropy_optax.measure._checks import (
+    MeasureError,
+    check_at_least,
+    check_finite,
+    check_positive,
+)
 from entropy_optax.measure._curvature import Progress
 from entropy_optax.measure._target import Target, far_draw, log_integrand_of_draws
 
 COLD = 1e-6  # heat of a descent
+MAX_UNSEEN = 0.5
 
 
 class ChainSettings(NamedTuple):
@@ -22,20 +28,20 @@ class ChainSettings(NamedTuple):
     lambda the largest curvature.
 
     Attributes:
-      num_chains: chains in each of the two directions. The standard error comes from
-        their spread, so take 8 or more.
+      num_chains: chains in each of the two directions, 8 or more: the standard error
+        comes from their spread.
       num_steps: steps recorded by each chain at each rung.
       num_burn: steps before them, in which the step size adapts; seven times as many
         before the way back.
-      num_samples: draws of plain Monte Carlo.
+      num_samples: draws of plain Monte Carlo, 100 or more.
       rung_width: standard deviation of the log weight from one rung to the next.
       max_rungs: a ladder that needs more is given up.
       max_leapfrogs: gradients of one trajectory at most.
       batch_size: energies computed at once; memory grows with it. None is 2e5 over the
         number of params, at least 1.
-      center: None puts the reference at `params`, unless the maximiser of the integrand
-        is more than `far` standard deviations away. True and False decide it.
-      far: see `center`.
+      center: where the reference Gaussian of a ladder is put: at the "params", at the
+        "maximiser" of the integrand, or there if it is farther than `far`: "auto".
+      far: a distance in standard deviations of the reference, over all n.
     """
 
     num_chains: int = 16
@@ -46,7 +52,7 @@ class ChainSettings(NamedTuple):
     max_rungs: int = 300
     max_leapfrogs: int = 64
     batch_size: int | None = None
-    center: bool | None = None
+    center: Literal["auto", "params", "maximiser"] = "auto"
     far: float = 50.0
 
 
@@ -58,15 +64,23 @@ def check_settings(settings: ChainSettings | None) -> ChainSettings:
 
     Returns:
       The settings.
+
+    Raises:
+      MeasureError: if one of them is too small or unknown.
     """
     settings = settings or ChainSettings()
-    check_at_least("settings.num_chains", settings.num_chains, 4)
+    check_at_least("settings.num_chains", settings.num_chains, 8)
     check_at_least("settings.num_steps", settings.num_steps, 2)
     check_at_least("settings.num_burn", settings.num_burn, 2)
-    check_at_least("settings.num_samples", settings.num_samples, 2)
+    check_at_least("settings.num_samples", settings.num_samples, 100)
     check_at_least("settings.max_rungs", settings.max_rungs, 1)
     check_at_least("settings.max_leapfrogs", settings.max_leapfrogs, 1)
     check_positive("settings.rung_width", settings.rung_width)
+    if settings.center not in ("auto", "params", "maximiser"):
+        raise MeasureError(
+            f"settings.center: got {settings.center!r}, wanted 'auto', 'params' or"
+            " 'maximiser'"
+        )
     if settings.batch_size is not None:
         check_at_least("settings.batch_size", settings.batch_size, 1)
     return settings
@@ -90,21 +104,50 @@ class Stage(NamedTuple):
 
     Attributes:
       energy: V after each recorded step, `[T, C]`.
+      total: `V + |y|^2 / 2`, minus the log of the density at s = 1, `[T, C]`.
+      along: y along the runner's direction, `[T, C]`.
       acceptance: mean probability.
       position: mean of y, `[C, n]`.
       gradient: mean of the gradient of V, `[C, n]`.
     """
 
     energy: np.ndarray
+    total: np.ndarray
+    along: np.ndarray
     acceptance: float
     position: jax.Array
     gradient: jax.Array
 
 
-class Runner:
-    """Runs the same chains at one rung after another, and counts what they cost."""
+def unseen(stage: Stage, energy: np.ndarray) -> float:
+    """Looks for a valley that draws have missed.
 
-    def __init__(self, settings: ChainSettings, size: int) -> None:
+    Args:
+      stage: of chains at s = 1 that started at modes.
+      energy: V of the draws.
+
+    Returns:
+      The share of its time that a chain spends below all of them, the largest of all
+      chains: one in a valley below is enough to know that they missed it.
+    """
+    return float(np.max(np.mean(stage.energy < energy.min(), axis=0)))
+
+
+class Runner:
+    """Runs the same chains at one rung after another, and counts what they cost.
+
+    Args:
+      settings: of the chains.
+      like: a vector of the shape and dtype of y.
+
+    Attributes:
+      direction: the component of y that is recorded, `[n]`; 0 at first.
+      num_gradients: spent so far.
+    """
+
+    def __init__(self, settings: ChainSettings, like: jax.Array) -> None:
+        size = like.size
+        self.direction = jnp.zeros_like(like)
         self.settings = settings
         self.batch_size = batch_size_for(settings, size)
         self.num_gradients = 0
@@ -161,8 +204,11 @@ class Runner:
         """
         chains, record = self._run(target, chains, s, key, len(self.adapt), 1.0)
         burn = self.settings.num_burn
+        recorded = lambda values: np.asarray(values, np.float64)[burn:]
         return chains, Stage(
-            np.asarray(record.energy, np.float64)[burn:],
+            recorded(record.energy),
+            recorded(record.energy) + recorded(record.square),
+            recorded(record.along),
             float(np.mean(record.acceptance[burn:])),
             record.position / self.settings.num_steps,
             record.gradient / self.settings.num_steps,
@@ -178,6 +224,7 @@ class Runner:
             heat,
             self.adapt,
             count,
+            self.direction,
             key,
             batch_size=self.batch_size,
             max_leapfrogs=self.settings.max_leapfrogs,
@@ -202,10 +249,10 @@ class Runner:
         """Starts chains at modes of the integrand, for the way back.
 
         Each descends from a draw one to four times as far out as the Gaussian around
-        `params`, half of them from the best of eight times as many, and is then burnt
-        in: what it knows of the energies comes from below, what the chains from the
-        reference know comes from above. A valley that neither the draws nor the
-        descents meet stays unseen.
+        `params`, half of them from the best of eight times as many, the others from any
+        at which the loss is finite, and is then burnt in: what it knows of the energies
+        comes from below, what the chains from the reference know comes from above. A
+        valley that neither the draws nor the descents meet stays unseen.
 
         Args:
           target: what they will sample.
@@ -222,8 +269,13 @@ class Runner:
             target, draw_keys, scales, batch_size=self.batch_size
         )
         self.num_gradients += len(scales)
-        order = np.argsort(-np.asarray(depth))
-        chosen = np.concatenate([order[: count // 2], np.arange(count)[count // 2 :]])
+        order = np.argsort(-np.nan_to_num(np.asarray(depth), nan=-np.inf))
+        best, others = order[: count // 2], np.sort(order[count // 2 :])
+        finite = others[np.isfinite(np.asarray(depth)[others])]
+        # The draws go eight times from near to far: these are once all the way.
+        pool = finite if finite.size else others  # of which `start` will complain
+        any_of = np.linspace(0, min(count, pool.size) - 1, count - best.size)
+        chosen = np.concatenate([best, pool[any_of.astype(int)]])
         far = jax.vmap(far_draw, in_axes=(None, 0, 0))
         chains = self.start(target, far(target, draw_keys[chosen], scales[chosen]))
         for k in (1, 2, 3):

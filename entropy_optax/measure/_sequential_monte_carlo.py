@@ -1,7 +1,7 @@
 """Tempered sequential Monte Carlo, by blackjax: an independent check of the value."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import blackjax
 import jax
@@ -10,22 +10,30 @@ import numpy as np
 from blackjax.smc import adaptive_tempered, resampling
 from scipy import special
 
-from entropy_optax.measure._checks import (
-    MeasureError,
-    check_at_least,
-    check_finite,
-    check_params,
-    check_positive,
-)
+from entropy_optax.measure._bridge import MIN_ACCEPTANCE, failures
+from entropy_optax.measure._checks import check_at_least, check_finite
 from entropy_optax.measure._curvature import Progress
-from entropy_optax.measure._estimate import Estimate
+from entropy_optax.measure._estimate import Estimate, jackknife_error
 from entropy_optax.measure._local_entropy_result import (
     LocalEntropyDiagnostics,
     LocalEntropyEstimate,
     not_converged,
 )
-from entropy_optax.measure._objective import Function, Params, as_pytree
-from entropy_optax.measure._target import Target, make_target, potential
+from entropy_optax.measure._objective import Function, Params
+from entropy_optax.measure._runner import (
+    MAX_UNSEEN,
+    ChainSettings,
+    Runner,
+    check_settings,
+    unseen,
+)
+from entropy_optax.measure._target import (
+    Target,
+    log_volume,
+    make_target,
+    map_batches,
+    potential,
+)
 
 MAX_SPREAD = 1.0
 MAX_TEMPERATURES = 5000
@@ -51,8 +59,9 @@ def tempered_smc_local_entropy(
     Particles from N(0, I / (beta gamma)) are weighted, resampled and moved by
     Hamiltonian Monte Carlo through :math:`e^{-s \beta f}`, s from 0 to 1, in steps at
     which the effective sample size falls to 90 %. It shares the energy with
-    `local_entropy` and nothing else. Phi is the log of the mean of exp(Phi) over
-    independent runs, its bias and standard error from the jackknife.
+    `local_entropy` and one gate: chains from modes must not stay below all particles.
+    Phi is the log of the mean of exp(Phi) over independent runs, its bias and standard
+    error from the jackknife.
 
     Args:
       f: the loss, of the whole data set.
@@ -67,8 +76,9 @@ def tempered_smc_local_entropy(
       progress: called with runs done and their number.
 
     Returns:
-      The estimate; its bracket is that of the single runs. Not converged if their
-      standard deviation is above 1, where the mean rests on the luckiest.
+      The estimate. Not converged if the runs' standard deviation is above 1, where the
+      mean rests on the luckiest, moves are not accepted, a valley is seen that no
+      particle is in, or the steps of s do not suffice.
 
     Raises:
       MeasureError: if energies are not finite, or an argument is out of its range.
@@ -87,42 +97,57 @@ def tempered_smc_local_entropy(
       Del Moral, Doucet and Jasra, `Sequential Monte Carlo samplers
       <https://doi.org/10.1111/j.1467-9868.2006.00553.x>`_, 2006.
     """
-    check_params(params)
-    check_positive("gamma", gamma)
-    check_positive("temperature", temperature)
+    target = make_target(f, params, gamma, temperature)
     check_at_least("num_runs", num_runs, 4)
     check_at_least("num_particles", num_particles, 16)
     check_at_least("num_mcmc_steps", num_mcmc_steps, 1)
-    target = make_target(as_pytree(f), params, gamma, temperature)
-    runs, counts, acceptances = [], [], []
-    for i, run_key in enumerate(jax.random.split(key, num_runs)):
-        value, count, acceptance = _run(
-            target, run_key, num_particles, num_mcmc_steps, batch_size or 0
+    keys = jax.random.split(key, num_runs + 2)
+    runner = Runner(check_settings(ChainSettings(batch_size=batch_size)), target.shift)
+    chains = runner.from_a_mode(target, keys[0])
+    _, stage = runner.run(target, chains, 1.0, keys[1])
+    runs: list[_Run] = []
+    for i, run_key in enumerate(keys[2:]):
+        runs.append(
+            _run(target, run_key, num_particles, num_mcmc_steps, batch_size or 0)
         )
-        runs.append(value)
-        counts.append(count)
-        acceptances.append(acceptance)
         if progress:
             progress(i + 1, num_runs)
-    values = np.array(runs)
-    size = target.shift.size
-    tail = temperature, float(0.5 * size * np.log(2 * np.pi * temperature / gamma))
-    per_temperature = 1 + num_mcmc_steps * NUM_LEAPFROGS
-    seen = LocalEntropyDiagnostics(
-        acceptance=min(acceptances),
-        num_rungs=max(counts) + 1,
-        num_energies=sum(counts) * num_particles * per_temperature,
-    )
-    bracket = float(values.min()), float(values.max())
+    values = np.array([run.value for run in runs])
+    missed = unseen(stage, np.concatenate([run.energy for run in runs]))
+    acceptance = min(run.acceptance for run in runs)
     spread = float(values.std(ddof=1))
-    if not spread <= MAX_SPREAD:
-        reason = f"runs have a standard deviation of {spread:.2g}, wanted {MAX_SPREAD}"
-        return not_converged(bracket, tail, seen._replace(reasons=(reason,)))
+    reasons = failures(
+        {
+            f"runs have a standard deviation of {spread:.2g}, wanted {MAX_SPREAD}": (
+                not spread <= MAX_SPREAD
+            ),
+            f"acceptance is {acceptance:.2f}, wanted {MIN_ACCEPTANCE} or more": (
+                not acceptance >= MIN_ACCEPTANCE
+            ),
+            "a chain stays in a valley below the energies of all particles": (
+                missed > MAX_UNSEEN
+            ),
+            f"{MAX_TEMPERATURES} steps of s do not suffice": any(
+                not run.finished for run in runs
+            ),
+        }
+    )
+    count = sum(run.num_temperatures for run in runs)
+    each = 1 + num_mcmc_steps * NUM_LEAPFROGS
+    seen = LocalEntropyDiagnostics(
+        unseen=missed,
+        acceptance=acceptance,
+        num_rungs=max(run.num_temperatures for run in runs) + 1,
+        num_energies=count * num_particles * each + runner.num_gradients,
+        reasons=reasons,
+    )
+    tail = (temperature, log_volume(target.shift.size, gamma, temperature))
+    if reasons:
+        return not_converged(tail, seen)
     out = _log_mean(values)
     return LocalEntropyEstimate(
-        out.value, out.standard_error, bracket, "tempered_smc", True, num_runs, *tail,
-        seen,
-    )  # fmt: skip
+        *out[:2], (np.nan, np.nan), "tempered_smc", True, num_runs, *tail, seen
+    )
 
 
 def _log_mean(values: np.ndarray) -> Estimate:
@@ -131,19 +156,27 @@ def _log_mean(values: np.ndarray) -> Estimate:
     log_mean = lambda v: float(special.logsumexp(v) - np.log(len(v)))
     left = np.array([log_mean(np.delete(values, i)) for i in range(n)])
     value = n * log_mean(values) - (n - 1) * left.mean()
-    return Estimate(float(value), float((n - 1) / n**0.5 * left.std()), n)
+    return Estimate(float(value), jackknife_error(left), n)
+
+
+class _Run(NamedTuple):
+    value: float
+    energy: np.ndarray  # of the particles at the end
+    num_temperatures: int
+    acceptance: float
+    finished: bool
 
 
 def _run(
     target: Target, key: jax.Array, num_particles: int, num_mcmc_steps: int, batch: int
-) -> tuple[float, int, float]:
+) -> _Run:
     key, start_key = jax.random.split(key)
     like = target.shift
     y = jax.random.normal(start_key, (num_particles, *like.shape), like.dtype)
     state = adaptive_tempered.init(y)
     step_size = 0.2 / like.size**0.25
     total, count, acceptances = 0.0, 0, []
-    while float(state.tempering_param) < 1:
+    while float(state.tempering_param) < 1 and count < MAX_TEMPERATURES:
         key, step_key = jax.random.split(key)
         state, increment, acceptance = _step(
             target, state, step_key, step_size, num_mcmc_steps, batch
@@ -154,12 +187,14 @@ def _run(
         # The density stiffens from step to step: shrink fast, grow slowly.
         step_size *= float(np.clip(np.exp(2 * (acceptances[-1] - 0.85)), 0.4, 1.1))
         count += 1
-        if count > MAX_TEMPERATURES:
-            raise MeasureError(
-                f"temperature: {MAX_TEMPERATURES} steps of the ladder do not suffice;"
-                f" s is {float(state.tempering_param):.2g}"
-            )
-    return total, count, min(acceptances)
+    energy = np.asarray(_energies(target, state.particles, batch), np.float64)
+    finished = float(state.tempering_param) >= 1
+    return _Run(total, energy, count, min(acceptances), finished)
+
+
+@partial(jax.jit, static_argnames="batch")
+def _energies(target: Target, y: jax.Array, batch: int) -> jax.Array:
+    return map_batches(partial(potential, target), y, batch or len(y))
 
 
 @partial(jax.jit, static_argnames=("num_mcmc_steps", "batch"))

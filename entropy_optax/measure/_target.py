@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
+
+from entropy_optax.measure._checks import MeasureError, check_params, check_positive
+from entropy_optax.measure._objective import Function, Params, as_pytree
+
+_RESOLVED = 16
+"""Spacings of floats in a standard deviation of the noise, at least."""
 
 
 class Target(NamedTuple):
@@ -31,25 +38,55 @@ class Target(NamedTuple):
 
 
 def make_target(
-    f: Any, params: Any, gamma: float, temperature: float, shift: Any = None
+    f: Function, params: Params, gamma: float, temperature: float
 ) -> Target:
-    """Builds the target in the params' own precision.
+    """Builds the target in the params' own precision, without a shift.
 
     Args:
-      f: the loss, a callable pytree.
+      f: the loss.
       params: x, a tree.
       gamma: the scope.
       temperature: T.
-      shift: see `Target`; None is 0.
 
     Returns:
       The target.
+
+    Raises:
+      MeasureError: for params, gamma or a temperature that are none, a loss that is not
+        a scalar, or noise that is lost in the rounding of the params.
     """
+    check_params(params)
+    check_positive("gamma", gamma)
+    check_positive("temperature", temperature)
+    f = as_pytree(f)
+    shape = jax.eval_shape(f, params).shape
+    if shape != ():
+        raise MeasureError(f"f: returned an array of shape {shape}, wanted a scalar")
     x, _ = ravel_pytree(params)
     scalar = lambda value: jnp.asarray(value, x.dtype)
-    shift = jnp.zeros_like(x) if shift is None else jnp.asarray(shift, x.dtype)
     sigma = (temperature / gamma) ** 0.5
-    return Target(f, params, scalar(sigma), scalar(1 / temperature), shift)
+    largest = float(jnp.max(jnp.abs(x)))
+    if sigma < _RESOLVED * float(jnp.finfo(x.dtype).eps) * largest:
+        raise MeasureError(
+            f"temperature, gamma: noise of standard deviation {sigma:.2g} is lost in"
+            f" the rounding of params as large as {largest:.2g} in {x.dtype}; wanted a"
+            " larger T / gamma, or params in float64"
+        )
+    return Target(f, params, scalar(sigma), scalar(1 / temperature), jnp.zeros_like(x))
+
+
+def log_volume(size: int, gamma: float, temperature: float) -> float:
+    """Computes the log of the Gaussian's normaliser.
+
+    Args:
+      size: n.
+      gamma: the scope.
+      temperature: T.
+
+    Returns:
+      `(n / 2) log(2 pi T / gamma)`, by which `F / T` is above Phi.
+    """
+    return float(0.5 * size * np.log(2 * np.pi * temperature / gamma))
 
 
 def potential(target: Target, y: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ from entropy_optax.experiments.tasks import make_task
 
 TINY = {"model": "mlp_small", "data": "tiny", "batch_size": 16, "num_gradients": 200}
 QUIET = Console(quiet=True)
-CHAINS = measure.ChainSettings(num_chains=4, num_steps=4, num_burn=2, num_samples=200)
+CHAINS = measure.ChainSettings(num_chains=8, num_steps=4, num_burn=2, num_samples=200)
 
 
 @pytest.fixture

@@ -137,7 +137,62 @@ def test_plain_monte_carlo_alone_is_refused():
         f, x, key=jax.random.key(0), method="monte_carlo", **FAMOUS
     )
     assert out.method == "not_converged"
-    assert "effective sample size is" in out.diagnostics.reasons[0]
+    assert "Monte Carlo: effective sample size is" in out.diagnostics.reasons[0]
+
+
+@pytest.mark.parametrize("a", [0.3, 0.4, 0.45])
+def test_weights_without_variance(a):
+    """f = -a x^2 at gamma 1: weights exp(a z^2) have a variance for a < 1 / 4 alone.
+
+    Their effective sample size by draws is over 100 in most runs, and the answers are
+    biased by one to four standard errors. Chains see the tail: of 60 runs 50, 4 and 0
+    are answered, with a mean z of -.3 and -.7.
+    """
+    f = lambda x: -a * jnp.sum(x**2)
+    exact = -0.5 * np.log1p(-2 * a)
+    z = []
+    for seed in range(20):
+        out = measure.local_entropy(
+            f, jnp.zeros(1), gamma=1.0, temperature=1.0, key=jax.random.key(seed),
+            method="monte_carlo",
+        )  # fmt: skip
+        if out.converged:
+            z.append((out.phi - exact) / out.standard_error)
+    if a > 0.35:
+        assert len(z) <= 5
+    assert np.all(np.abs(z) < LIMIT)
+    both = measure.local_entropy(
+        f, jnp.zeros(1), gamma=1.0, temperature=1.0, key=jax.random.key(1)
+    )
+    check(both, exact)
+
+
+def test_a_loss_that_overflows_has_weight_0():
+    """exp(w^2) is infinite in float32 beyond 9.4: three standard deviations here."""
+    f = lambda x: jnp.sum(jnp.exp(x**2))
+    settings: dict[str, Any] = {"gamma": 0.1, "temperature": 1.0}
+    out = measure.local_entropy(f, jnp.zeros(1), key=jax.random.key(0), **settings)
+    grid = np.linspace(-6, 6, 20001)
+    weight = np.exp(-np.exp(grid**2) - 0.05 * grid**2)
+    exact = np.log(np.trapezoid(weight, grid) * np.sqrt(0.1 / (2 * np.pi)))
+    assert out.method == "monte_carlo"
+    assert z_of(out, exact) < LIMIT
+
+
+@pytest.mark.parametrize("method", ["monte_carlo", "thermodynamic_integration"])
+def test_a_constant_adds_to_the_loss(method):
+    """Phi(f + c) = Phi(f) - c / T, with c / T = 100 in float32, at a saddle of f."""
+    h = jnp.array([2.0, -0.4, 0.3])
+    settings: dict[str, Any] = {"gamma": 1.0, "temperature": 0.1}
+    out = measure.local_entropy(
+        lambda x: 10.0 + 0.5 * jnp.sum(h * x**2),
+        jnp.zeros(3),
+        key=jax.random.key(1),
+        method=method,
+        **settings,
+    )
+    assert out.converged
+    assert z_of(out, exact_phi(h, np.zeros(3), **settings) - 100) < LIMIT
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -161,15 +216,15 @@ def test_double_well(n, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cold_double_well(seed):
-    """Between wells that chains cannot leave: right or refused."""
+    """Between wells that chains cannot leave."""
     x = np.array([0.1, 0.2])
     settings: dict[str, Any] = {"gamma": 0.5, "temperature": 0.02}
-    exact = measure.quadrature_local_entropy(double_well, x, **settings)
     out = measure.local_entropy(
         double_well, jnp.asarray(x, jnp.float32), key=jax.random.key(seed),
         settings=SMALL, **settings,
     )  # fmt: skip
-    check(out, exact.phi)
+    assert not out.converged
+    assert "R-hat is" in str(out)
 
 
 def hidden_valleys(x):
@@ -190,10 +245,18 @@ def test_deep_valleys_that_one_end_does_not_see(seed, method):
     )  # fmt: skip
     check(out, exact)
     if method == "monte_carlo":
-        # Monte Carlo's own gate is passed, with an answer wrong by more than 10.
-        assert out.diagnostics.effective_sample_size > 1000
-        assert exact > out.bracket[1] + 10
+        # Monte Carlo's own gate is passed by an answer that is wrong by 25.
+        assert "effective sample size is" not in str(out).split("by chains")[0]
         assert "below the energies of all draws" in out.diagnostics.reasons[-1]
+
+
+def test_smc_does_not_confirm_what_it_has_not_seen():
+    """All runs miss the valleys, and agree: -0.09, where 25.19 is right."""
+    out = measure.tempered_smc_local_entropy(
+        hidden_valleys, jnp.zeros(1), gamma=0.5, temperature=1.0, key=jax.random.key(1)
+    )
+    assert not out.converged
+    assert "below the energies of all particles" in out.diagnostics.reasons[-1]
 
 
 def test_the_shift_is_exact():
@@ -210,7 +273,7 @@ def test_the_shift_is_exact():
             settings=SMALL._replace(center=center),
             **settings,
         )
-        for center in (True, False)
+        for center in ("maximiser", "params")
     ]
     for out in runs:
         check(out, exact)
@@ -262,7 +325,7 @@ def test_bridge_of_gaussians(seed):
     s = np.array([0, 0.03, 0.1, 0.3, 1.0])
     deviation = (1 + a * s) ** -0.5
     energy = 0.5 * a * (deviation[:, None, None] * rng.normal(size=(5, 50, 40))) ** 2
-    out = bridge_energies(s, energy)
+    out = bridge_energies(s, energy, 0.0)
     assert abs(out.value + 0.5 * np.log1p(a)) < LIMIT * out.standard_error
     assert out.standard_error < 0.05
 
@@ -281,7 +344,9 @@ def test_smc_agrees():
     exact = exact_phi(h, x, **settings)
     smc = measure.tempered_smc_local_entropy(f, x, key=jax.random.key(1), **settings)
     assert smc.method == "tempered_smc"
-    check(smc, exact)
+    assert smc.converged
+    assert np.isnan(smc.bracket).all()
+    assert z_of(smc, exact) < LIMIT
     assert smc.standard_error < 0.2
     f, x, h = quadratic(100, 1, condition=1e4)
     few = measure.tempered_smc_local_entropy(
@@ -291,9 +356,26 @@ def test_smc_agrees():
     assert "runs have a standard deviation of" in few.diagnostics.reasons[0]
 
 
-def coverage(f, x, exact, method, repeats, settings, chains) -> tuple[float, int]:
-    """The share of 95 % intervals that cover, of those not refused; refusals."""
-    hits = []
+def test_smc_knows_its_error():
+    """The spread of 40 answers against the error that each gives, from 8 runs."""
+    f, x, _ = quadratic(2, 1, condition=10.0)
+    outs = [
+        measure.tempered_smc_local_entropy(
+            f, x, gamma=1.0, temperature=0.1, key=jax.random.key(seed),
+            num_particles=32, num_mcmc_steps=2,
+        )
+        for seed in range(40)
+    ]  # fmt: skip
+    mean = np.sqrt(np.mean([out.standard_error**2 for out in outs]))
+    # The standard deviation of 40 is right to 11 %: three of it.
+    assert 0.67 < np.std([out.phi for out in outs], ddof=1) / mean < 1.33
+
+
+def coverage(
+    f, x, exact, method, repeats, settings, chains
+) -> tuple[float, int, float]:
+    """The share of 95 % intervals that cover, refusals, and spread over mean error."""
+    hits, outs = [], []
     for seed in range(repeats):
         out = measure.local_entropy(
             f, x, key=jax.random.key(seed), method=method, settings=chains, **settings
@@ -301,7 +383,10 @@ def coverage(f, x, exact, method, repeats, settings, chains) -> tuple[float, int
         if out.converged:
             low, high = out.interval()
             hits.append(low <= exact <= high)
-    return float(np.mean(hits)), repeats - len(hits)
+            outs.append(out)
+    spread = np.std([out.phi for out in outs], ddof=1)
+    mean = np.sqrt(np.mean([out.standard_error**2 for out in outs]))
+    return float(np.mean(hits)), repeats - len(hits), float(spread / mean)
 
 
 CASES = [
@@ -324,9 +409,10 @@ def coverage_case(case):
 
 @pytest.mark.parametrize(("case", "method"), CASES)
 def test_coverage_in_60_repeats(case, method):
-    """Above what 95 % leave in 999 of 1,000: 50 of 60."""
+    """Above what 95 % leave in 999 of 1,000: 50 of 60. Errors are not too large."""
     f, x, exact, settings = coverage_case(case)
-    share, refused = coverage(f, x, exact, method, 60, settings, SMALL)
+    share, refused, ratio = coverage(f, x, exact, method, 60, settings, SMALL)
+    assert 0.67 < ratio < 1.5
     assert refused <= 20  # short chains between two wells: 16
     assert share * (60 - refused) >= stats.binom.ppf(0.001, 60 - refused, 0.95)
 
@@ -343,7 +429,8 @@ def test_coverage(case, method):
     """
     f, x, exact, settings = coverage_case(case)
     repeats = 2000 if method == "monte_carlo" else 400
-    share, refused = coverage(f, x, exact, method, repeats, settings, None)
+    share, refused, ratio = coverage(f, x, exact, method, repeats, settings, None)
+    assert 0.9 < ratio < 1.1
     assert refused <= 0.05 * repeats
     assert 0.93 <= share <= 0.97
 
@@ -360,15 +447,26 @@ def test_errors():
         "temperature: got -1": {"temperature": -1},
         "method: got 'exact', wanted 'auto', 'monte_carlo' or": {"method": "exact"},
         "leaf .* is int32, wanted floats": {"x": jnp.arange(2)},
-        "settings.num_chains: got 2, wanted 4": {
+        "settings.num_chains: got 2, wanted 8": {
             "settings": SMALL._replace(num_chains=2)
+        },
+        "settings.num_samples: got 2, wanted 100": {
+            "settings": SMALL._replace(num_samples=2)
+        },
+        "settings.center: got 'x', wanted 'auto', 'params' or": {
+            "settings": SMALL._replace(center="x")
+        },
+        "gamma: got inf, wanted a number above 0": {"gamma": np.inf},
+        r"f: returned an array of shape \(2,\), wanted a scalar": {"f": jnp.sin},
+        "temperature, gamma: noise of standard deviation 3.2e-07 is lost": {
+            "x": jnp.full(3, 8.0), "gamma": 1e5, "temperature": 1e-8,
         },
         "f: energies of Gaussian draws around params: .* not finite": {
             "f": lambda x: jnp.sum(jnp.log(x))
         },
         "f: energies where the chains start: .* not finite": {
             "f": lambda x: jnp.sum(x) * jnp.nan, "method": "thermodynamic_integration",
-            "settings": SMALL._replace(center=False),
+            "settings": SMALL._replace(center="params"),
         },
     }.items():  # fmt: skip
         with pytest.raises(measure.MeasureError, match=message):
