@@ -14,6 +14,7 @@ from entropy_optax.experiments.results_measure import (
 )
 
 _SHOWN = ("trace", "largest", "noise_0.2")
+_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _COLOURS = {
     "SGD": "#555555",
     "Adam": "#E69F00",
@@ -87,7 +88,9 @@ def valleys(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
             axes.set_xscale("log")
             axes.set_yticks(-np.arange(len(names)), names if column == 0 else [])
             axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(visible=True, axis="x", which="both", alpha=0.2)
+            axes.minorticks_off()
+            axes.set_xticks(_RATIOS, [f"{ratio:g}" for ratio in _RATIOS])
+            axes.grid(visible=True, axis="x", alpha=0.2)
             heading = {"trace": "trace", "largest": "largest eigenvalue"}.get(
                 metric, "loss under filter noise .2"
             )
@@ -96,6 +99,6 @@ def valleys(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
                 fontsize=10,
             )
             if row == len(records) - 1:
-                axes.set_xlabel("ratio to SGD's, same seed (left is flatter)")
+                axes.set_xlabel("ratio to SGD's (left: flatter)")
     figure.savefig(path, dpi=130)
     return path

@@ -70,7 +70,7 @@ def spectrum_figure(
     axes.set_ylim(bottom=min(1e-6, 0.5 / size), top=2.0)
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues in bin")
     axes.axvspan(-near_zero, near_zero, color=GREY, alpha=0.12, linewidth=0)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
