@@ -141,6 +141,9 @@ INSTRUMENTS: dict[str, Callable[[Problem], Any]] = {
     "spectral density, 30 probes x 20 steps": lambda p: measure.spectral_density(
         p.f, p.params, key=p.key, num_probes=30, num_steps=20
     ),
+    "share near zero, 200 steps": lambda p: measure.share_near_zero(
+        p.f, p.params, key=p.key, num_steps=200
+    ),
     "traces, 30 probes": lambda p: measure.traces(
         p.f, p.params, key=p.key, num_probes=30
     ),
@@ -158,6 +161,14 @@ INSTRUMENTS: dict[str, Callable[[Problem], Any]] = {
         p.f, p.params, p.direction, np.linspace(-1, 1, 21)
     ),
     "plane, 11 x 11 points": plane,
+    "smoothness at a point, 20 steps": lambda p: measure.smoothness_at(
+        p.f, p.params, 1e3, key=p.key, num_steps=20
+    ),
+    "Laplace's local entropy, 30 probes x 20 steps": lambda p: (
+        measure.laplace_local_entropy(
+            p.f, p.params, gamma=1e3, temperature=1.0, key=p.key, num_steps=20
+        )
+    ),
     "local entropy, 500 draws": local_entropy("monte_carlo"),
     "local entropy, 2 rungs of 8 chains": local_entropy("thermodynamic_integration"),
 }

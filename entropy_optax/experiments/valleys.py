@@ -29,9 +29,10 @@ TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 NUM_PROBES = 30
 CHAINS = measure.ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
+SLOW_CHAINS = CHAINS._replace(num_steps=6, num_burn=3)
 GAMMA, TEMPERATURE = 30.0, 0.01
 """Of local entropy: Gaussian steps of standard deviation 0.018 for each weight."""
-NEAR_ZERO, LONG = (1e-4, 1e-3, 1e-2), 300
+NEAR_ZERO, LONG, SLOW_LONG = (1e-4, 1e-3, 1e-2), 300, 150
 """Thresholds of the share near zero, and the Lanczos steps for it."""
 NOISES = (0.1, 0.2, 0.4)
 """Relative to each filter's own norm."""
@@ -58,7 +59,7 @@ def run(
     rows: list[dict[str, Any]] = []
     for contender in matched_loss.contenders(system):
         path = folder / f"{slug(contender.label)}.npz"
-        memo = Memo(path.with_suffix(".json"), _basis(contender, count))
+        memo = Memo(path.with_suffix(".json"), _basis(contender, count, system))
         choice = memo("choice", functools.partial(_choice, task, contender, found.loss))
         choices[contender.label] = choice
         train = functools.partial(
@@ -76,7 +77,9 @@ def run(
                 }
                 if row["gradients"] > 0:
                     vector = stops.params[run, target]
-                    measured = functools.partial(flatness, task, found, vector, seed)
+                    measured = functools.partial(
+                        flatness, task, found, vector, seed, system
+                    )
                     row |= memo(f"{loss:g} nats, seed {seed}", measured)
                 rows.append(row)
             console.print(f"{system}: {contender.label}, {_summary(rows)}")
@@ -84,7 +87,7 @@ def run(
         "system": system,
         "settings": matched_loss.base_settings(system),
         "num_images": count,
-        "constants": _CONSTANTS,
+        "constants": _constants(system),
         "choices": choices,
         "rows": rows,
     }
@@ -92,7 +95,7 @@ def run(
 
 
 def flatness(
-    task: ImageTask, found: Objectives, vector: np.ndarray, seed: int
+    task: ImageTask, found: Objectives, vector: np.ndarray, seed: int, system: str
 ) -> dict[str, Any]:
     """All numbers of one network.
 
@@ -101,6 +104,7 @@ def flatness(
       found: its loss and error rate.
       vector: its params.
       seed: the same probes and noise for all contenders: differences are paired.
+      system: the network's name.
 
     Returns:
       Numbers by name.
@@ -111,14 +115,17 @@ def flatness(
     f = found.loss
     loss = float(jax.jit(lambda f, p: f(p))(f, params))
     traces = measure.traces(f, params, key=keys[0], num_probes=NUM_PROBES)
-    shares = measure.share_near_zero(f, params, NEAR_ZERO, key=keys[1], num_steps=LONG)
+    constants = _constants(system)
+    shares = measure.share_near_zero(
+        f, params, NEAR_ZERO, key=keys[1], num_steps=constants["long"]
+    )
     phi = measure.local_entropy(
         f,
         params,
         gamma=GAMMA,
         temperature=TEMPERATURE,
         key=keys[2],
-        settings=CHAINS,
+        settings=measure.ChainSettings(**constants["chains"]),
     )
     curve = measure.noise_curve(f, params, NOISES, kind="filter", key=keys[3])
     wrong = measure.noise_curve(found.error, params, NOISES, kind="filter", key=keys[3])
@@ -160,20 +167,22 @@ def slug(label: str) -> str:
     return "_".join(kept.split())
 
 
-_CONSTANTS = {
-    "num_probes": NUM_PROBES,
-    "long": LONG,
-    "near_zero": NEAR_ZERO,
-    "gamma": GAMMA,
-    "temperature": TEMPERATURE,
-    "noises": NOISES,
-    "chains": CHAINS._asdict(),
-}
+def _constants(system: str) -> dict[str, Any]:
+    slow = system in matched_loss.SLOW
+    return {
+        "num_probes": NUM_PROBES,
+        "long": SLOW_LONG if slow else LONG,
+        "near_zero": NEAR_ZERO,
+        "gamma": GAMMA,
+        "temperature": TEMPERATURE,
+        "noises": NOISES,
+        "chains": (SLOW_CHAINS if slow else CHAINS)._asdict(),
+    }
 
 
-def _basis(contender: Contender, count: int) -> Any:
+def _basis(contender: Contender, count: int, system: str) -> Any:
     limits = [matched_loss.TARGETS, matched_loss.PATIENCE, matched_loss.MAX_RATES]
-    return [contender, count, limits, TUNING_SEEDS, SEEDS, _CONSTANTS]
+    return [contender, count, limits, TUNING_SEEDS, SEEDS, _constants(system)]
 
 
 def _choice(
