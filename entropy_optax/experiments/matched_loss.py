@@ -34,7 +34,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 SLOW = ("lenet_small",)
 """Ten times the others' time: a part of the contenders, and less work for each."""
-NUM_IMAGES = {"mlp_small": 500, "mnistfc_small": 500, "lenet_small": 200}
+NUM_IMAGES = {"mlp_small": 500, "mnistfc_small": 500, "lenet_small": 100}
 """The first training images: loss and flatness are of the same ones."""
 RATES = (0.025, 0.05, 0.1, 0.2)
 """The first to be tried; others follow by factors of 2 until the best is inside."""
