@@ -83,7 +83,7 @@ def run(out: pathlib.Path, console: Console) -> None:
     """
     memo = Memo(
         out / "spectra.part",
-        [SYSTEMS, NUM_EXAMPLES, NUM_PROBES, NUM_STEPS, THRESHOLDS, LONG],
+        [SYSTEMS, NUM_EXAMPLES, NUM_PROBES, NUM_STEPS, THRESHOLDS, TOLERANCES, LONG],
     )
     rows = {}
     for system in SYSTEMS:

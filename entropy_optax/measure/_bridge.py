@@ -83,8 +83,9 @@ def bridge_energies(s: np.ndarray, energy: np.ndarray, precision: float) -> Esti
       The log ratio of the last normaliser to the first.
     """
     widths = np.diff(s)[:, None, None]
-    out = bridge(widths * energy[:-1], widths * energy[1:])
-    floor = rounding(precision, float(np.max(np.abs(energy))))
+    works = widths * energy[:-1], widths * energy[1:]
+    out = bridge(*works)
+    floor = rounding(precision, float(np.max(np.abs(works))))
     return out._replace(standard_error=float(np.hypot(out.standard_error, floor)))
 
 

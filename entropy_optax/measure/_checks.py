@@ -81,14 +81,14 @@ def check_at_least(name: str, value: float, least: float, why: str = "") -> None
 
 
 def check_positive(name: str, value: float) -> None:
-    """Refuses what is not above 0, or infinite.
+    """Refuses what is not above 0.
 
     Args:
       name: of the argument.
       value: what was given.
 
     Raises:
-      MeasureError: if the value is 0, negative, infinite or NaN.
+      MeasureError: if the value is 0, negative or NaN.
     """
-    if not 0 < value < float("inf"):
+    if not value > 0:
         raise MeasureError(f"{name}: got {value}, wanted a number above 0")

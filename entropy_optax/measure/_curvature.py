@@ -106,3 +106,16 @@ def random_signs(key: jax.Array, like: jax.Array) -> jax.Array:
       Independent signs.
     """
     return jax.random.rademacher(key, like.shape, like.dtype)
+
+
+def random_normals(key: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector of uniform direction.
+
+    Args:
+      key: PRNG key.
+      like: a vector of the shape and dtype wanted.
+
+    Returns:
+      Independent standard normals.
+    """
+    return jax.random.normal(key, like.shape, like.dtype)

@@ -13,6 +13,7 @@ from entropy_optax.measure._checks import check_finite
 from entropy_optax.measure._curvature import (
     Curvature,
     Probe,
+    Progress,
     flat_product,
     random_signs,
 )
@@ -28,21 +29,26 @@ def tridiagonalise(
     keys: jax.Array,
     num_steps: int,
     curvature: Curvature = "hessian",
+    *,
     probe: Probe = random_signs,
+    batch_size: int = 8,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Runs Lanczos with full reorthogonalisation from each of some random vectors.
 
-    Where a Krylov space is exhausted the next basis vector is rounding and not
-    orthogonal to the others. From there on the matrix is 0: uncoupled from the first
-    vector it has no weight.
+    Where a Krylov space is exhausted the next basis vector is rounding: it is coupled
+    to the others by rounding, or not orthogonal to them. From there on the matrix is 0:
+    uncoupled from the first vector it has no weight.
 
     Args:
       f: the loss.
       params: where, n numbers.
-      keys: a PRNG key for each vector, `[probes]`; they run at once.
+      keys: a PRNG key for each vector, `[probes]`.
       num_steps: k, n at most.
       curvature: which matrix.
       probe: draws a vector.
+      batch_size: of them at once.
+      progress: called with vectors done and vectors in all.
 
     Returns:
       Tridiagonal matrices, `[probes, k, k]`, float64.
@@ -50,12 +56,27 @@ def tridiagonalise(
     Raises:
       MeasureError: if a product is not finite.
     """
-    found = _tridiagonalise(as_pytree(f), params, keys, num_steps, curvature, probe)
-    matrices, overlaps = np.array(found[0], np.float64), np.asarray(found[1])
+    f, total = as_pytree(f), len(keys)
+    size = min(batch_size, total)
+    found = []
+    for start in range(0, total, size):
+        # The last batch is filled up with others: one shape, one compilation.
+        picked = keys[(start + np.arange(size)) % total]
+        batch = _tridiagonalise(f, params, picked, num_steps, curvature, probe)
+        count = min(size, total - start)
+        found.append([np.asarray(part)[:count] for part in batch])
+        if progress is not None:
+            progress(start + count, total)
+    matrices, overlaps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    eps = np.finfo(matrices.dtype).eps
+    matrices = matrices.astype(np.float64)
     check_finite("matrix-vector products", matrices[:, 0, 0])
     for matrix, overlap in zip(matrices, overlaps, strict=True):
         finite = np.isfinite(np.tril(matrix)).all(axis=1)
+        beside = np.abs(np.diag(matrix, -1))
+        scale = abs(matrix[0, 0]) + np.nan_to_num(beside, posinf=0).max(initial=0)
         lost = ~(overlap < _ORTHOGONAL) | ~finite
+        lost[1:] |= ~(beside > 10 * eps * scale)
         if np.any(lost):
             k = int(np.argmax(lost))
             matrix[k:] = matrix[:, k:] = 0.0

@@ -5,15 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from entropy_optax.measure._bridge import rounding
-from entropy_optax.measure._checks import MeasureError, check_at_least
+from entropy_optax.measure._checks import MeasureError, check_at_least, check_positive
 from entropy_optax.measure._dense import dense_hessian
-from entropy_optax.measure._estimate import Estimate
+from entropy_optax.measure._density import SpectralDensity
+from entropy_optax.measure._estimate import MIN_PROBES, Estimate
+from entropy_optax.measure._lanczos import tridiagonalise
 from entropy_optax.measure._objective import Function, Params
 from entropy_optax.measure._proximal import ProximalPoint, proximal_point
-from entropy_optax.measure._spectrum import spectral_density
-from entropy_optax.measure._target import make_target
 
 
 class LaplaceLocalEntropy(NamedTuple):
@@ -94,11 +95,12 @@ def laplace_local_entropy(
       >>> print(f"{out.phi:.4f} {out.method}")  # exact: -log 2
       -0.6931 laplace_dense
     """
-    target = make_target(f, params, gamma, temperature)
+    check_positive("temperature", temperature)
     check_at_least("num_steps", num_steps, 4)
+    check_at_least("num_probes", num_probes, MIN_PROBES)
     point = proximal_point(f, params, gamma, max_steps=max_steps)
     depth = -point.value / temperature
-    eps = float(jnp.finfo(target.shift.dtype).eps)
+    eps = float(jnp.finfo(ravel_pytree(params)[0].dtype).eps)
     if point.shift.size <= dense_up_to:
         hessian = dense_hessian(f, point.params).astype(np.float64)
         values = np.linalg.eigvalsh(hessian)
@@ -107,19 +109,20 @@ def laplace_local_entropy(
         curved = float(np.sum(np.abs(values) / (gamma + values)))
         truncation, method = 0.0, "laplace_dense"
     else:
-        steps = min(num_steps, point.shift.size)
-        density, half = (
-            spectral_density(
-                f, point.params, key=key, num_probes=num_probes, num_steps=count
-            )
-            for count in (steps, max(2, steps // 2))
+        size = point.shift.size
+        keys = jax.random.split(key, num_probes)
+        matrices = tridiagonalise(f, point.params, keys, min(num_steps, size))
+        half = max(1, matrices.shape[1] // 2)  # steps are the leading block
+        density, halved = (
+            SpectralDensity.from_tridiagonals(block, size)
+            for block in (matrices, matrices[:, :half, :half])
         )
         values = density.nodes
         _check_definite(values, gamma, eps)
         log_det = density.log_determinant(gamma)
         within = density.weights * np.abs(values) / (gamma + values)
         curved = point.shift.size * float(np.mean(np.sum(within, axis=1)))
-        change = log_det.value - half.log_determinant(gamma).value
+        change = log_det.value - halved.log_determinant(gamma).value
         truncation, method = 0.5 * abs(change), "laplace_lanczos"
     error = 0.5 * log_det.standard_error
     if truncation > 3 * max(error, 1e-3):

@@ -71,10 +71,10 @@ def local_entropy(
 
     1. Plain Monte Carlo, if its effective sample size is 100 or more **and** chains at
        s = 1, which started at modes, confirm it: the effective sample size by their
-       weights is 100 or more as well (it is 0 where the weights have no variance), the
+       weights is 100 or more as well (weights without variance show there first), the
        mean energies agree, and no chain stays below the energies of all draws (a valley
        into which none fell). The larger of both standard errors is given. The chains
-       cost more than the draws.
+       cost more than the draws. A loss that overflows at a draw has weight 0 there.
     2. Thermodynamic integration over s in :math:`e^{-s \beta f}`, :math:`d\Phi / ds =
        -\langle \beta f \rangle_s`. Chains climb an adaptive ladder of s from exact
        draws of the Gaussian, others descend it from modes; the stages are summed by
@@ -102,7 +102,8 @@ def local_entropy(
       `converged` is False and Phi is NaN.
 
     Raises:
-      MeasureError: if energies are not finite, or an argument is out of its range.
+      MeasureError: if energies are NaN, or infinite where chains start, or an argument
+        is out of its range.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -138,6 +139,12 @@ def local_entropy(
             report(1.0)
             return out
         seen = out.diagnostics
+        if seen.overflow > 0:
+            raise MeasureError(
+                f"f: the loss is infinite at {100 * seen.overflow:.2g} % of Gaussian"
+                " draws around params, where a ladder would start; wanted a larger"
+                " gamma, a lower temperature, or params in float64"
+            )
     target = _centred(runner, target, gamma)
     ladder = run_ladder(runner, target, keys[1], report)
     return _integrated(ladder, runner, seen, tail)
@@ -147,7 +154,7 @@ def _centred(runner: Runner, target: Target, gamma: float) -> Target:
     settings = runner.settings
     if settings.center == "params":
         return target
-    point = proximal_point(target.f, target.params, gamma)
+    point = proximal_point(target.f, target.params, gamma, newton_steps=0)
     runner.num_gradients += point.num_gradients
     shift = point.shift / float(target.sigma)
     if settings.center == "auto" and np.linalg.norm(shift) <= settings.far:
@@ -179,7 +186,9 @@ def _monte_carlo(
     weights = np.exp(-energy - phi)  # of mean 1
     effective = count / float(np.mean(weights**2))
     seen = LocalEntropyDiagnostics(
-        effective_sample_size=effective, num_energies=runner.num_gradients
+        effective_sample_size=effective,
+        overflow=float(np.mean(energy == np.inf)),
+        num_energies=runner.num_gradients,
     )
     if not effective >= MIN_EFFECTIVE:
         reason = f"effective sample size is {effective:.0f}, wanted {MIN_EFFECTIVE}"
@@ -218,8 +227,9 @@ def _monte_carlo(
     if reasons:
         return not_converged(tail, seen)
     eps = float(np.finfo(target.shift.dtype).eps)
+    weighted = float(np.mean(weights * np.abs(blanked)))
     spread = max(float(weights.var(ddof=1)), float(np.expm1(log_second)))
-    error = np.hypot((spread / count) ** 0.5, rounding(eps, np.max(np.abs(blanked))))
+    error = np.hypot((spread / count) ** 0.5, rounding(eps, weighted))
     return LocalEntropyEstimate(
         phi,
         float(error),

@@ -13,10 +13,11 @@ class LocalEntropyDiagnostics(NamedTuple):
     Attributes:
       effective_sample_size: of plain Monte Carlo, `(sum w)^2 / sum w^2`, by its draws
         or by the chains, the smaller.
+      overflow: share of its draws at which the loss is infinite.
       mean_energy_z: Monte Carlo's mean energy at s = 1 minus that of chains which
         started at modes, in standard errors: it sees a valley that no draw fell into.
       unseen: share of its time that a chain at s = 1 spent below the energies of all
-        of Monte Carlo's draws, the largest of all chains.
+        draws, or particles, the largest of all chains.
       acceptance: the smallest mean acceptance of the chains at a rung.
       forward: Phi by the chains on the way up alone; they lag above the energies.
       backward: Phi by the chains on the way down alone; they lag below.
@@ -30,6 +31,7 @@ class LocalEntropyDiagnostics(NamedTuple):
     """
 
     effective_sample_size: float = NAN
+    overflow: float = NAN
     mean_energy_z: float = NAN
     unseen: float = NAN
     acceptance: float = NAN

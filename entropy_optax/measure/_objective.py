@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from entropy_optax.measure._checks import MeasureError, check_finite, check_params
 
@@ -231,21 +230,6 @@ def as_pytree(f: Function) -> Any:
     """
     known = isinstance(f, Objective | jax.tree_util.Partial)
     return f if known else jax.tree_util.Partial(f)
-
-
-def flat(f: Function, params: Params) -> tuple[Callable[[jax.Array], Any], Any, Any]:
-    """A loss as a function of one vector.
-
-    Args:
-      f: the loss.
-      params: a tree.
-
-    Returns:
-      `vector -> loss`, the params as a vector, and the way back to a tree.
-    """
-    check_params(params)
-    vector, unravel = ravel_pytree(params)
-    return lambda x: f(unravel(x)), vector, unravel
 
 
 def _length(batch: Any) -> int:

@@ -12,8 +12,6 @@ from entropy_optax.measure._checks import check_finite, check_params, check_posi
 from entropy_optax.measure._curvature import flat_product
 from entropy_optax.measure._objective import Function, Params, as_pytree
 
-_NEWTON_STEPS = 5
-
 
 class ProximalPoint(NamedTuple):
     """A minimiser of `f(p) + gamma/2 ||p - x||²`.
@@ -34,7 +32,12 @@ class ProximalPoint(NamedTuple):
 
 
 def proximal_point(
-    f: Function, params: Params, gamma: float, *, max_steps: int = 1000
+    f: Function,
+    params: Params,
+    gamma: float,
+    *,
+    max_steps: int = 1000,
+    newton_steps: int = 5,
 ) -> ProximalPoint:
     """Minimises `f(p) + gamma/2 ||p - x||²` from p = x, by L-BFGS (SciPy) and Newton.
 
@@ -47,12 +50,15 @@ def proximal_point(
       params: x, a tree of floats.
       gamma: scope.
       max_steps: of L-BFGS.
+      newton_steps: of Newton after it, each of up to 100 products with the Hessian:
+        where the rounding of the loss ends L-BFGS gradients are good for more.
 
     Returns:
       The point; its residual says whether the descent arrived.
 
     Raises:
-      MeasureError: if gamma is not positive or the loss at x is not finite.
+      MeasureError: if gamma is not positive, or the loss or its gradient at x is not
+        finite.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,6 +70,7 @@ def proximal_point(
     """
     check_params(params)
     check_positive("gamma", gamma)
+    check_finite("gamma", gamma)
     f = as_pytree(f)
     x, unravel = ravel_pytree(params)
     at = lambda vector: jnp.asarray(vector, x.dtype)
@@ -78,6 +85,7 @@ def proximal_point(
 
     first, steepest = pulled(zero)
     check_finite("f: the loss at params", first)
+    check_finite("f: the gradient at params", steepest)
     norm = float(np.linalg.norm(steepest))
     if norm == 0:
         return ProximalPoint(params, first, zero, 0.0, 1)
@@ -95,9 +103,8 @@ def proximal_point(
     shift = scale * found.x
     value, left = pulled(shift)
     residual = float(np.linalg.norm(left))
-    # Where the rounding of the loss has ended that search gradients are good for more.
     arrived = found.nit < max_steps
-    for _ in range(_NEWTON_STEPS if arrived else 0):
+    for _ in range(newton_steps if arrived else 0):
         if not residual > 0:
             break
         # Of norm 1, so that squares of tiny numbers do not vanish.

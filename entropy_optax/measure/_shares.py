@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from entropy_optax.measure._checks import check_at_least, check_params, check_positive
-from entropy_optax.measure._curvature import Curvature, num_params
+from entropy_optax.measure._curvature import Curvature, num_params, random_normals
 from entropy_optax.measure._density import SpectralDensity
 from entropy_optax.measure._lanczos import tridiagonalise
 from entropy_optax.measure._objective import Function, Params
@@ -86,7 +86,9 @@ def share_near_zero(
         check_positive("thresholds", threshold)
     size = num_params(params)
     num_steps = min(num_steps, size)
-    matrices = tridiagonalise(f, params, key[None], num_steps, curvature, _normals)
+    matrices = tridiagonalise(
+        f, params, key[None], num_steps, curvature, probe=random_normals
+    )
     density = SpectralDensity.from_tridiagonals(matrices, size)
     within = lambda t: float(np.sum(density.weights[np.abs(density.nodes) <= t]))
     values = np.array([within(t) for t in limits])
@@ -94,7 +96,3 @@ def share_near_zero(
     widest = np.clip(0.5, lower, upper)
     errors = np.sqrt(2 * widest * (1 - widest) / (size + 2))
     return Shares(limits, values, errors, lower, upper, density.nodes[0])
-
-
-def _normals(key: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.random.normal(key, like.shape, like.dtype)

@@ -12,7 +12,7 @@ from entropy_optax.measure._checks import (
     check_at_least,
     check_finite,
 )
-from entropy_optax.measure._curvature import num_params
+from entropy_optax.measure._curvature import num_params, random_normals
 from entropy_optax.measure._lanczos import tridiagonalise
 from entropy_optax.measure._objective import Function, Params, as_pytree
 from entropy_optax.measure._proximal import ProximalPoint, proximal_point
@@ -110,11 +110,13 @@ def _extremes(
     # Smallest and largest eigenvalue, and the error of each. One step more than is used
     # says what is left after the others: 0 where the Krylov space is exhausted.
     steps = min(num_steps + 1, num_params(params))
-    (matrix,) = tridiagonalise(f, params, key[None], steps)
+    # From a normal vector: one of signs may well be an eigenvector.
+    (matrix,) = tridiagonalise(f, params, key[None], steps, probe=random_normals)
     used = min(num_steps, max(1, int(np.sum(np.any(matrix != 0, axis=1)))))
     last = matrix[used, used - 1] if used < steps else 0.0
     values, vectors = np.linalg.eigh(matrix[:used, :used])
     residuals = np.abs(last * vectors[-1, [0, -1]])
     gaps = np.diff(values)[[0, -1]] if used > 1 else np.ones(2)
     errors = np.minimum(residuals, residuals**2 / np.maximum(gaps, 1e-30))
-    return values[[0, -1]], errors
+    eps = np.finfo(jax.tree.leaves(params)[0].dtype).eps
+    return values[[0, -1]], np.maximum(errors, eps * np.abs(values).max())

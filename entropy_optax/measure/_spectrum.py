@@ -203,17 +203,16 @@ def spectral_density(
     size = num_params(params)
     num_steps = min(num_steps, size)
     check_at_least("batch_size", batch_size, 1)
-    keys = jax.random.split(key, num_probes)
-    matrices = []
-    for start in range(0, num_probes, batch_size):
-        count = min(batch_size, num_probes - start)
-        # The last batch is filled up with others: one shape, one compilation.
-        picked = keys[(start + np.arange(min(batch_size, num_probes))) % num_probes]
-        found = tridiagonalise(f, params, picked, num_steps, curvature)
-        matrices.append(found[:count])
-        if progress is not None:
-            progress(start + count, num_probes)
-    return SpectralDensity.from_tridiagonals(np.concatenate(matrices), size)
+    matrices = tridiagonalise(
+        f,
+        params,
+        jax.random.split(key, num_probes),
+        num_steps,
+        curvature,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return SpectralDensity.from_tridiagonals(matrices, size)
 
 
 def _host_product(f: Any, params: Any, curvature: Curvature) -> Any:

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from entropy_optax.measure._checks import MeasureError, check_params, check_positive
+from entropy_optax.measure._checks import (
+    MeasureError,
+    check_finite,
+    check_params,
+    check_positive,
+)
 from entropy_optax.measure._objective import Function, Params, as_pytree
 
 _RESOLVED = 16
@@ -56,12 +61,13 @@ def make_target(
         a scalar, or noise that is lost in the rounding of the params.
     """
     check_params(params)
-    check_positive("gamma", gamma)
-    check_positive("temperature", temperature)
+    for name, value in {"gamma": gamma, "temperature": temperature}.items():
+        check_positive(name, value)
+        check_finite(name, value)
     f = as_pytree(f)
-    shape = jax.eval_shape(f, params).shape
-    if shape != ():
-        raise MeasureError(f"f: returned an array of shape {shape}, wanted a scalar")
+    returned = jax.eval_shape(f, params)
+    if getattr(returned, "shape", None) != ():
+        raise MeasureError(f"f: returned {returned}, wanted a scalar")
     x, _ = ravel_pytree(params)
     scalar = lambda value: jnp.asarray(value, x.dtype)
     sigma = (temperature / gamma) ** 0.5

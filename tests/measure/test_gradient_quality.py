@@ -119,6 +119,7 @@ def test_frozen_chains_in_wells_of_equal_energy(seed):
         return
     assert any("R-hat" in reason for reason in out.reasons)
     assert np.isnan(out.gradient).all()
+    assert np.isnan(out.gradient_error)
     assert np.isnan(out.rows[0].bias)
 
 

@@ -158,8 +158,7 @@ def test_weights_without_variance(a):
         )  # fmt: skip
         if out.converged:
             z.append((out.phi - exact) / out.standard_error)
-    if a > 0.35:
-        assert len(z) <= 5
+    assert (len(z) > 10) == (a < 0.35)
     assert np.all(np.abs(z) < LIMIT)
     both = measure.local_entropy(
         f, jnp.zeros(1), gamma=1.0, temperature=1.0, key=jax.random.key(1)
@@ -176,7 +175,11 @@ def test_a_loss_that_overflows_has_weight_0():
     weight = np.exp(-np.exp(grid**2) - 0.05 * grid**2)
     exact = np.log(np.trapezoid(weight, grid) * np.sqrt(0.1 / (2 * np.pi)))
     assert out.method == "monte_carlo"
+    assert out.standard_error < 0.1
     assert z_of(out, exact) < LIMIT
+    # A ladder would start from draws at some of which there is no energy.
+    with pytest.raises(measure.MeasureError, match="the loss is infinite at 1"):
+        measure.local_entropy(f, jnp.zeros(50), key=jax.random.key(0), **settings)
 
 
 @pytest.mark.parametrize("method", ["monte_carlo", "thermodynamic_integration"])
@@ -338,7 +341,7 @@ def test_r_hat_sees_frozen_chains():
 
 
 def test_smc_agrees():
-    """blackjax, which shares the energy alone, with the closed form and the ladder."""
+    """blackjax, which shares the energy and a gate, with the closed form."""
     f, x, h = quadratic(10, 1, condition=10.0)
     settings: dict[str, Any] = {"gamma": 1.0, "temperature": 0.1}
     exact = exact_phi(h, x, **settings)
@@ -456,8 +459,9 @@ def test_errors():
         "settings.center: got 'x', wanted 'auto', 'params' or": {
             "settings": SMALL._replace(center="x")
         },
-        "gamma: got inf, wanted a number above 0": {"gamma": np.inf},
-        r"f: returned an array of shape \(2,\), wanted a scalar": {"f": jnp.sin},
+        "gamma: 1 of 1 are not finite": {"gamma": np.inf},
+        r"f: returned .*shape=\(2,\).*, wanted a scalar": {"f": jnp.sin},
+        r"f: returned .*, None\), wanted a scalar": {"f": lambda x: (jnp.sum(x), None)},
         "temperature, gamma: noise of standard deviation 3.2e-07 is lost": {
             "x": jnp.full(3, 8.0), "gamma": 1e5, "temperature": 1e-8,
         },

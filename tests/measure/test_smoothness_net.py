@@ -136,6 +136,10 @@ def test_proximal_point_where_gradients_are_tiny_or_gone():
             lambda: proximal_point(lambda x: jnp.sum(x) * jnp.nan, jnp.ones(2), 1.0),
             "f: the loss at params: 1 of 1 are not finite",
         ),
+        (
+            lambda: proximal_point(jnp.linalg.norm, jnp.zeros(2), 1.0),
+            "f: the gradient at params: 2 of 2 are not finite",
+        ),
         (lambda: proximal_point(jnp.sum, jnp.ones(2), 0.0), "gamma: got 0.0, wanted"),
         (lambda: proximal_point(jnp.sum, jnp.ones(2, int), 1.0), "leaf .* is int32"),
     ],
@@ -151,6 +155,26 @@ def test_a_saddle_is_no_proximal_point():
     f = lambda x: -jnp.sum(x**2) + jnp.sum(x**4) / 1e6  # from 0 no way leads down
     with pytest.raises(MeasureError, match="has an eigenvalue of -2, so it is none"):
         smoothness_at(f, jnp.zeros(3), 1.0, key=jax.random.key(0))
+
+
+def test_where_a_vector_of_signs_is_an_eigenvector():
+    """Every one is, of f = x0 x1, whose eigenvalues are 1 and -1."""
+    f = lambda x: x[0] * x[1]
+    found = smoothness_at(f, jnp.ones(2), 2.0, key=jax.random.key(0)).constants
+    ends = (found.lowest, found.highest, found.entropy_lowest, found.entropy_highest)
+    assert ends == pytest.approx((-1, 1, -2, 2 / 3), rel=1e-5)
+
+
+def test_errors_of_eigenvalues_hold():
+    """With fewer steps than params the reported error bounds the true one."""
+    f, params = net(1)
+    found = smoothness_at(f, params, 2.0, key=jax.random.key(0), num_steps=8)
+    values = np.linalg.eigvalsh(np.asarray(dense_hessian(f, params), np.float64))
+    error = max(
+        abs(found.constants.lowest - values[0]),
+        abs(found.constants.highest - values[-1]),
+    )
+    assert 1e-7 < error < found.eigenvalue_error < 0.1
 
 
 def test_where_the_krylov_space_is_exhausted():
