@@ -109,7 +109,7 @@ def valleys(records: dict[str, Any]) -> str:
             parts.append(_values(record, target) + "\n")
             parts.append(_signs(record, target) + "\n")
     return "\n".join(parts) + (
-        "Mean ± standard error over the seeds that reached the loss. The last update is"
+        "\nMean ± standard error over the seeds that reached the loss. The last update is"
         " shortened so that the loss is the same, on the images that flatness is"
         " measured on. Signs: in how many of the pairs of one seed a contender is wider"
         " than SGD, and the p-value of the sign test, adjusted by Holm's method over"
