@@ -111,7 +111,7 @@ bench-kept: env  ## time a gradient with memory kept between calls (Linux; 20 mi
 
 .PHONY: bench-measure
 bench-measure: RECORD = benchmarks/results/measure.json
-bench-measure: env  ## time the instruments and their peak memory, on idle cores (Linux; 12 minutes)
+bench-measure: env  ## time the instruments and their peak memory, on idle cores (Linux; 27 minutes)
 	$(BIN)/python benchmarks/bench_measure.py $(RECORD)
 	$(BIN)/python benchmarks/table.py $(RECORD) docs/performance.md
 
