@@ -28,7 +28,7 @@ from entropy_optax.measure._spectrum import (
     spectral_density,
 )
 
-GAMMAS = (10.0, 30.0, 100.0, 300.0, 1000.0)
+GAMMAS = (30.0, 100.0, 300.0, 1000.0)
 NOISES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 NEAR_ZERO = (1e-4, 1e-3, 1e-2)
 _CHAINS = ChainSettings(num_chains=8, num_steps=8, num_burn=6, num_samples=400)
