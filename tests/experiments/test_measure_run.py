@@ -80,7 +80,7 @@ def test_measure_end_to_end(run, capsys):
     trace = spectrum["trace"]
     assert abs(trace["value"] - exact.sum()) < 4 * trace["standard_error"]
     assert f"{report['loss']:.5f}" in printed
-    assert len(report["local_entropy"]) == 5
+    assert len(report["local_entropy"]) == 4
     for entry in report["local_entropy"]:
         assert entry["method"] != "not_converged"
         # Jensen: minus local entropy is at most the mean loss under its Gaussian.
