@@ -109,8 +109,8 @@ def valleys(records: dict[str, Any]) -> str:
             parts.append(_values(record, target) + "\n")
             parts.append(_signs(record, target) + "\n")
     return "\n".join(parts) + (
-        "\nMean ± standard error over the seeds that reached the loss. The last update is"
-        " shortened so that the loss is the same, on the images that flatness is"
+        "\nMean ± standard error over the seeds that reached the loss. The last update"
+        " is shortened so that the loss is the same, on the images that flatness is"
         " measured on. Signs: in how many of the pairs of one seed a contender is wider"
         " than SGD, and the p-value of the sign test, adjusted by Holm's method over"
         " the contenders of a column."

@@ -171,11 +171,10 @@ def _monte_carlo(
 ) -> LocalEntropyEstimate:
     keys = jax.random.split(key, 3)
     count = runner.settings.num_samples
-    parts = []
+    draw_keys, parts = jax.random.split(keys[0], count), []
     for part in np.array_split(np.arange(count), max(1, count // 200)):
-        draws = jax.random.split(keys[0], count)[part]
         size = runner.batch_size
-        parts.append(energies_of_draws(target, draws, batch_size=size))
+        parts.append(energies_of_draws(target, draw_keys[part], batch_size=size))
         report(0.5 * (part[-1] + 1) / count)
     runner.num_gradients += count
     energy = np.concatenate([np.asarray(p, np.float64) for p in parts])
