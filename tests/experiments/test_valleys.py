@@ -142,7 +142,9 @@ def test_contenders_are_all_that_is_compared():
     labels = [c.label for c in matched_loss.contenders("mnistfc_small")]
     assert len(labels) == len(set(labels)) == 10
     assert all(len(c.rates) == 4 for c in matched_loss.contenders("mnistfc_small"))
-    assert len(matched_loss.contenders("lenet_small")) == 7
+    slow = [c.label for c in matched_loss.contenders("lenet_small")]
+    assert len(slow) == 5
+    assert set(slow) < set(labels)
 
 
 def test_sign_test():

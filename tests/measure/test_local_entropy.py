@@ -433,6 +433,7 @@ def test_coverage(case, method):
     f, x, exact, settings = coverage_case(case)
     repeats = 2000 if method == "monte_carlo" else 400
     share, refused, ratio = coverage(f, x, exact, method, repeats, settings, None)
+    print(f"{case}, {method}: {share:.4f}, refused {refused}, ratio {ratio:.3f}")
     assert 0.9 < ratio < 1.1
     assert refused <= 0.05 * repeats
     assert 0.93 <= share <= 0.97
