@@ -48,7 +48,7 @@ def measure(out: pathlib.Path, console: Console) -> None:
     """Measures all of them; writes `smoothness.json` and its figures.
 
     Args:
-      out: folder of the study.
+      out: folder of the record and the figures.
       console: where progress goes.
     """
     content: dict[str, Any] = {"quadratics": quadratics()}
@@ -66,9 +66,8 @@ def measure(out: pathlib.Path, console: Console) -> None:
         "momentum": 0.9,
         "batch_size": BATCH_SIZE,
     }
-    folder = out / "smoothness"
-    write_json(folder / "smoothness.json", _rounded(content))
-    smoothness_figures.draw(folder)
+    write_json(out / "smoothness.json", _rounded(content))
+    smoothness_figures.draw(out)
 
 
 def quadratics() -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ import json
 import pytest
 from rich.console import Console
 
-from entropy_optax.experiments import landscape, results_landscape
+from entropy_optax.experiments import landscape, results_landscape, study
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    out = tmp_path_factory.mktemp("landscape")
+    out = tmp_path_factory.mktemp("measure") / "landscape"
     landscape.measure(out, Console(quiet=True), num_runs=16, num_gradients=40)
     return out, json.loads((out / "landscape.json").read_text())
 
@@ -51,6 +51,11 @@ def test_figures_and_table(measured):
     table = results_landscape.landscape(record)
     wide = record["two_dimensions"]["chosen"][0]["wide"]
     assert f"{100 * wide['share']:.1f} [" in table
+
+
+def test_the_command_finds_its_record(measured, capsys):
+    assert study.run("landscape", [], measured[0].parent, "it", Console()) == 0
+    assert capsys.readouterr().out.startswith("Done before: ")
 
 
 def test_nets_are_told_apart_by_their_sharpness(measured):

@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from entropy_optax.experiments import smoothness
+from entropy_optax.experiments import study as command
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
+    out = tmp_path_factory.mktemp("measure")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(smoothness, "GAMMAS", (0.5, 5.0))
         patch.setattr(smoothness, "TEMPERATURES", (0.1,))
@@ -21,8 +22,13 @@ def study(tmp_path_factory):
         patch.setattr(smoothness, "NUM_HIDDEN", 4)
         patch.setattr(smoothness, "NET_GAMMAS", (10.0,))
         patch.setattr(smoothness, "POINTS", (0, 30))
-        smoothness.measure(out, Console(quiet=True))
+        assert command.run("smoothness", [], out, "it", Console(quiet=True)) == 0
     return out / "smoothness"
+
+
+def test_the_command_finds_its_record(study, capsys):
+    assert command.run("smoothness", [], study.parent, "it", Console()) == 0
+    assert capsys.readouterr().out.startswith("Done before: ")
 
 
 def test_study_writes_its_record_and_figures(study):
