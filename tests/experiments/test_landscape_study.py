@@ -5,13 +5,23 @@ import json
 import pytest
 from rich.console import Console
 
-from entropy_optax.experiments import landscape, results_landscape, study
+from entropy_optax.experiments import (
+    landscape,
+    landscape_nets,
+    results_landscape,
+    study,
+)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("measure") / "landscape"
-    landscape.measure(out, Console(quiet=True), num_runs=16, num_gradients=40)
+    few = {name: sigmas[::4] for name, sigmas in landscape_nets.SIGMAS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(landscape_nets, "SIGMAS", few)
+        patch.setattr(landscape_nets, "NUM_SAMPLES", 30)
+        patch.setattr(landscape_nets, "NUM_DIRECTIONS", 3)
+        landscape.measure(out, Console(quiet=True), num_runs=16, num_gradients=40)
     return out, json.loads((out / "landscape.json").read_text())
 
 

@@ -5,6 +5,7 @@ its own standard errors (of 16 to 32 chains: Student's t leaves it with 0.15 to 
 """
 
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -433,7 +434,8 @@ def test_coverage(case, method):
     f, x, exact, settings = coverage_case(case)
     repeats = 2000 if method == "monte_carlo" else 400
     share, refused, ratio = coverage(f, x, exact, method, repeats, settings, None)
-    print(f"{case}, {method}: {share:.4f}, refused {refused}, ratio {ratio:.3f}")
+    found = "%s, %s: %.4f, refused %d, ratio %.3f"  # --log-cli-level=INFO shows it
+    logging.getLogger(__name__).info(found, case, method, share, refused, ratio)
     assert 0.9 < ratio < 1.1
     assert refused <= 0.05 * repeats
     assert 0.93 <= share <= 0.97
