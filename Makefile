@@ -132,8 +132,9 @@ lock: env  ## renew the lock after a change of pyproject (LOCK_ARGS=--upgrade: a
 # Two environments: the core alone, then all extras, whose Flax asks for a newer JAX.
 # Old packages warn about their newer neighbours, so a warning is no error here.
 LOWEST := -m pytest -n $(JOBS) -p no:cacheprovider -W default
-EXTRAS := entropy_optax/experiments entropy_optax/training tests/experiments \
-  tests/training tests/test_checkpoint.py tests/test_docs.py tests/test_notebooks.py
+EXTRAS := entropy_optax/experiments entropy_optax/measure entropy_optax/training \
+  tests/experiments tests/measure tests/training tests/drive_table1.py tests/toy_task.py \
+  $(patsubst %,tests/test_%.py,bench_measure checkpoint docs notebooks)
 
 .PHONY: lower-bounds
 lower-bounds: env  ## the fast tests with the lowest versions that pyproject declares

@@ -121,7 +121,7 @@ def entropy_sgd(
     """
     return local_entropy(
         optax.sgd(learning_rate, momentum=outer_momentum, nesterov=True),
-        _sampler(step_size, gamma, temperature, momentum, weight_decay, noise, key),
+        inner_chain(step_size, gamma, temperature, momentum, weight_decay, noise, key),
         num_steps,
         gamma,
         mean_decay=mean_decay,
@@ -209,7 +209,7 @@ def entropy_adam(
     """
     return local_entropy(
         optax.adam(learning_rate, b1=b1, b2=b2),
-        _sampler(step_size, gamma, temperature, momentum, weight_decay, noise, key),
+        inner_chain(step_size, gamma, temperature, momentum, weight_decay, noise, key),
         num_steps,
         gamma,
         mean_decay=mean_decay,
@@ -220,7 +220,7 @@ def entropy_adam(
     )
 
 
-def _sampler(
+def inner_chain(
     step_size: ScalarOrSchedule,
     gamma: ScalarOrSchedule,
     temperature: ScalarOrSchedule,

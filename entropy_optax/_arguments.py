@@ -16,7 +16,9 @@ from jax.typing import ArrayLike
 ScalarOrSchedule = float | jax.Array | optax.Schedule
 
 
-def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> None:
+def check_scalar(
+    name: str, value: Any, *, maximum: float = float("inf"), positive: bool = False
+) -> None:
     """Raise if a scalar known now is outside ``[0, maximum]``.
 
     Schedules and traced values (under ``optax.inject_hyperparams``) pass: their value
@@ -26,6 +28,7 @@ def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> Non
       name: the argument's name, for the message.
       value: a number, an array of one number, or a schedule.
       maximum: the largest value allowed.
+      positive: whether 0 is not allowed.
 
     Raises:
       ValueError: if the value is no number, negative, NaN or larger than ``maximum``.
@@ -40,6 +43,8 @@ def check_scalar(name: str, value: Any, *, maximum: float = float("inf")) -> Non
         raise ValueError(
             f"{name} must be a number or a schedule, got {value!r}."
         ) from None
+    if positive and not 0.0 < number <= maximum:
+        raise ValueError(f"{name} must be above 0, got {value}.")
     if not 0.0 <= number <= maximum:
         wanted = "at least 0" if maximum == float("inf") else f"in [0, {maximum:g}]"
         raise ValueError(f"{name} must be {wanted}, got {value}.")

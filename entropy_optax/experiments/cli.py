@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.data import DataError
+from entropy_optax.experiments.distributed import DistributedSettings
 from entropy_optax.experiments.hyperparameters import OptimizerName
 from entropy_optax.experiments.names import RowName
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
-    check,
     from_dict,
     load_preset,
     preset_names,
@@ -29,6 +30,8 @@ Examples:
   entropy-optax train --model mnistfc --optimizer sgd entropy_sgd --seeds 0 1 2 3 4
   entropy-optax train --preset quickstart --entropy-sgd.gamma 0
   ENTROPY_OPTAX_DATA=~/data entropy-optax train --data mnist --num-gradients 20000
+  entropy-optax train --optimizer parle --replicas 3 --devices 4
+  entropy-optax distribute --processes 2
   entropy-optax tune --grid quickstart_grid --out results/quickstart
   entropy-optax table1 --row lenet --optimizer entropy_sgd --seed 0
   entropy-optax study --part compare --scenario 500
@@ -55,6 +58,21 @@ class Train(Settings):
     ] = None
     out: pathlib.Path | None = None
     """Folder to write to; new or empty. By default runs/<time>-<model>-<data>."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribute(DistributedSettings):
+    """Train Parle on several processes of this machine, started together.
+
+    Each process has a share of the replicas, or of each batch, reads its share of the
+    data and writes its share of the checkpoints. Killed, it goes on bit for bit with
+    the same command, and to rounding with another number of processes.
+    """
+
+    processes: int = 2
+    """Processes, with one device each."""
+    out: pathlib.Path = pathlib.Path("runs/distributed")
+    """Folder of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return tune.tune(
                 command.grid, command.out, command.write_preset, argv, _console()
             )
+        if isinstance(command, Distribute):
+            from entropy_optax.experiments import distributed
+
+            settings = _part_of(command, DistributedSettings)
+            return distributed.launch(
+                settings, command.processes, command.out, _console()
+            )
         if isinstance(command, Table1):
             from entropy_optax.experiments import table1
 
@@ -228,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(command)
         from entropy_optax.experiments import train
 
-        return train.train(_settings(command), command.out, _console())
+        return train.train(_part_of(command, Settings), command.out, _console())
     except (SettingsError, DataError) as error:
         errors.print(
             f"entropy-optax: error: {error}",
@@ -249,6 +274,7 @@ def _parse(argv: Sequence[str]) -> Any:
         default = from_dict(Train, load_preset(preset)["settings"] | {"preset": preset})
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
+        | Annotated[Distribute, tyro.conf.subcommand("distribute")]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Table1, tyro.conf.subcommand("table1")]
         | Annotated[Study, tyro.conf.subcommand("study")]
@@ -273,9 +299,9 @@ def _given_preset(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _settings(command: Train) -> Settings:
-    names = [field.name for field in dataclasses.fields(Settings)]
-    return Settings(**{name: getattr(command, name) for name in names})
+def _part_of(command: Any, cls: Any) -> Any:
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: getattr(command, name) for name in names})
 
 
 def _console() -> Console:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from entropy_optax.experiments import methods
+import entropy_optax as eo
+from entropy_optax.experiments import meshes, methods
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.methods import repeats
-from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.settings import Settings, num_replicas
 from entropy_optax.experiments.tasks import Task
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
@@ -43,6 +44,21 @@ def draw(streams: Sequence[Iterator[np.ndarray]], count: int) -> np.ndarray:
     return np.stack([np.stack([next(s) for _ in range(count)]) for s in streams])
 
 
+def num_draws(settings: Settings, optimizer: str, gradients: int) -> int:
+    """How many minibatches so many gradients (of each replica) are taken on.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+      gradients: their number.
+
+    Returns:
+      The number of minibatches, of all replicas together.
+    """
+    replicas = num_replicas(settings, optimizer) or 1
+    return replicas * gradients // repeats(settings, optimizer)
+
+
 def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> Step:
     """Compiles the training of several runs, under `jax.vmap` if there are two or more.
 
@@ -55,20 +71,27 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     Returns:
       The functions.
     """
-    init, advance = _functions(task, optimizer, settings)
+    start, advance = _functions(task, optimizer, settings)
     over = jax.vmap if count > 1 else _over_one
-    init = jax.jit(over(init))
+    init = over(start)
     traced, _ = methods.split_settings(optimizer, settings)
     traced = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), traced)
     keys = jnp.stack([jax.random.key(0)] * count)
-    draws = settings.report_every // repeats(settings, optimizer)
+    draws = num_draws(settings, optimizer, settings.report_every)
     one = draw([task.indices(0)], draws)[0]
     indices = jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
     arrays = jax.eval_shape(init, traced, keys)
+    mesh = meshes.make_mesh(settings, optimizer)
+    places = None
+    if mesh is not None:
+        places = meshes.state_shardings(mesh, settings, optimizer, arrays)
+        arrays = jax.tree.map(
+            lambda leaf, place: leaf.update(sharding=place), arrays, places
+        )
+    init = jax.jit(init, out_shardings=places)
     mapped = over(advance, in_axes=(0, 0, None, 0))
-    lowered = jax.jit(mapped, donate_argnums=0).lower(
-        arrays, traced, task.data, indices
-    )
+    mapped = jax.jit(mapped, donate_argnums=0, out_shardings=(places, None))
+    lowered = mapped.lower(arrays, traced, task.data, indices)
     return Step(init, lowered.compile())
 
 
@@ -86,7 +109,7 @@ def state_bytes(task: Task, optimizer: str, settings: Settings) -> int:
     init, _ = _functions(task, optimizer, settings)
     traced, _ = methods.split_settings(optimizer, settings)
     arrays = jax.eval_shape(init, traced, jax.random.key(0))
-    best = arrays["params"], arrays["model_state"]
+    best = arrays["params"], arrays["model_state"]  # with replicas their centre: less
     size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
     return sum(map(size, jax.tree.leaves((arrays, best))))
 
@@ -98,6 +121,8 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
     local = isinstance(group, EntropySGDSettings)
     length = group.num_steps if local else math.gcd(settings.report_every, 20)
     repeat = repeats(settings, optimizer)
+    replicas = num_replicas(settings, optimizer)
+    mesh = meshes.make_mesh(settings, optimizer)
 
     def tx(traced: Any, key: Any = None) -> optax.GradientTransformationExtraArgs:
         # The key of the noise lives in the optimizer's state: only `init` reads it.
@@ -110,6 +135,8 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
     def init(traced: Any, key: jax.Array) -> dict[str, Any]:
         init_key, noise_key, dropout_key = jax.random.split(key, 3)
         params, state = task.init(init_key)
+        if replicas is not None:
+            params, state = eo.replica_params((params, state), replicas)
         state = TrainState.create(
             apply_fn=lambda: None,
             params=params,
@@ -128,18 +155,23 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
             drop = jax.random.fold_in(key, number)
             return task.loss(params, state, batch, number, drop)
 
-        step = linen_train_step(loss_fn)
+        step = linen_train_step(loss_fn, replicas)
         # Gradients of one minibatch have one number, and one dropout mask.
-        numbers = (arrays["step"] + jnp.arange(settings.report_every)) // repeat
+        count = settings.report_every * (replicas or 1)
+        done = arrays["step"] * (replicas or 1)
+        numbers = (done + jnp.arange(count)) // repeat
         indices = jnp.repeat(indices, repeat, axis=0)
+        each = (length,) if replicas is None else (replicas, length)
         groups = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, length, *leaf.shape[1:]),
-            (indices, numbers),
+            lambda leaf: leaf.reshape(-1, *each, *leaf.shape[1:]), (indices, numbers)
         )
+        gather = jax.vmap(task.gather, (None, 0))
+        if replicas is not None:
+            gather = jax.vmap(gather, (None, 0))
 
         def body(arrays: Any, group: Any) -> Any:
             picked, numbers = group
-            batches = jax.vmap(task.gather, (None, 0))(data, picked)
+            batches = meshes.place_batches(mesh, gather(data, picked), replicas)
             state = TrainState(
                 apply_fn=lambda: None,
                 tx=tx(traced),

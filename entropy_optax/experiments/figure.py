@@ -18,6 +18,7 @@ STYLES = {
     "adam": ("#E69F00", "s"),
     "entropy_sgd": ("#009E73", "D"),
     "entropy_adam": ("#009E73", "d"),
+    "parle": ("#7F3C8D", "*"),
     "sam": ("#D55E00", "^"),
     "lookahead": ("#CC79A7", "v"),
     "ema": ("#56B4E9", "P"),

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments import report, tune_report
+from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
@@ -20,7 +21,6 @@ from entropy_optax.experiments.runs import Member, Run
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
-    check,
     from_dict,
 )
 from entropy_optax.experiments.tasks import make_task

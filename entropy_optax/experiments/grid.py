@@ -7,12 +7,12 @@ import pathlib
 from typing import Any, NamedTuple
 
 from entropy_optax.experiments import tune_report
+from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.settings import (
     GROUPS,
     PRESETS,
     Settings,
     SettingsError,
-    check,
     from_dict,
 )
 

@@ -14,6 +14,7 @@ OptimizerName = Literal[
     "schedule_free",
     "entropy_sgd",
     "entropy_adam",
+    "parle",
     "averaging_alone",
     "reset_alone",
 ]
@@ -134,6 +135,19 @@ class EntropySGDSettings:
     """Rate of SGD with momentum 0.9 that moves as far per gradient; sets step_size."""
     pull: float | None = None
     """step_size * gamma at the start; sets gamma."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParleSettings(EntropySGDSettings):
+    """Parle: replicas of Entropy-SGD, pulled to their mean once in num_steps gradients.
+
+    Their number is `--replicas`; the tables count the gradients of all of them.
+    """
+
+    coupling: float = 0.1
+    """Pull of each replica to the mean of all, per outer step, in the first one."""
+    coupling_growth: float = 0.0
+    """The coupling grows by this factor per outer step, coupling * (1 + growth)^t."""
 
 
 def rate_field(group: Any) -> str:

@@ -19,6 +19,7 @@ from entropy_optax.experiments.hyperparameters import (
     EMASettings,
     EntropySGDSettings,
     LookaheadSettings,
+    ParleSettings,
     SAMSettings,
     ScheduleFreeSettings,
     resolved,
@@ -36,8 +37,9 @@ _TRACED = (
     "gamma",
     "temperature",
     "outer_weight_decay",
+    "coupling",
 )
-_OFF_AT_0 = ("temperature", "outer_weight_decay")
+_OFF_AT_0 = ("temperature", "outer_weight_decay", "coupling")
 
 
 class Method(NamedTuple):
@@ -134,6 +136,8 @@ def make_method(
     clips = _clips(settings)
     if isinstance(group, EntropySGDSettings):
         tx = _local_entropy(group, settings, traced, clips, key, carry_init)
+        if isinstance(group, ParleSettings):
+            return Method(eo.replicate(tx, settings.replicas), eo.center_params)
         return Method(tx, lambda state, params: params)
     decay = optax.add_decayed_weights(traced["weight_decay"])
     # SAM's second gradient of a minibatch is its only update of the base optimizer.
@@ -217,7 +221,7 @@ def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> i
     """
     group = getattr(settings, name)
     if isinstance(group, EntropySGDSettings):
-        return int(eo.num_gradients(opt_state))
+        return int(jnp.sum(eo.num_gradients(opt_state)))
     field = "step_count" if isinstance(group, ScheduleFreeSettings) else "count"
     counts = optax.tree.get_all_with_path(opt_state, field)
     most = max(int(count) for _, count in counts)
@@ -263,6 +267,11 @@ def _local_entropy(
         outer = optax.sgd(
             learning_rate, momentum=momentum, nesterov=momentum is not None
         )
+    if "coupling" in traced:
+        assert isinstance(group, ParleSettings)
+        together = eo.exponential_scoping(1.0, group.coupling_growth)
+        pull = eo.add_replica_pull(lambda count: traced["coupling"] * together(count))
+        outer = optax.chain(pull, outer)
     sampler = optax.chain(
         *clips,
         optax.add_decayed_weights(traced["weight_decay"]),

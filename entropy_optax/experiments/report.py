@@ -25,6 +25,7 @@ LABELS = {
     "schedule_free": "Schedule-Free",
     "entropy_sgd": "Entropy-SGD",
     "entropy_adam": "Entropy-Adam",
+    "parle": "Parle",
     "averaging_alone": "averaging alone",
     "reset_alone": "reset alone",
 }

@@ -11,11 +11,10 @@ import numpy as np
 
 from entropy_optax.experiments import methods
 from entropy_optax.experiments.checkpoints import Checkpoints
-from entropy_optax.experiments.compiled import Step, compile_step, draw
+from entropy_optax.experiments.compiled import Step, compile_step, draw, num_draws
 from entropy_optax.experiments.compiled import member as member_of
-from entropy_optax.experiments.methods import repeats
 from entropy_optax.experiments.runs import Log, Member, Progress, Run, Stopped
-from entropy_optax.experiments.settings import Settings
+from entropy_optax.experiments.settings import Settings, num_replicas
 from entropy_optax.experiments.tasks import Task
 
 
@@ -113,19 +112,24 @@ class Experiment:
         arrays = init(traced, keys)
         logs = [Log() for _ in members]
         # The best params so far are a copy only where they are not the newest.
-        chosen = jax.tree.map(jnp.copy, (arrays["params"], arrays["model_state"]))
+        chosen = [
+            self._evaluated(optimizer, m.settings, member_of(arrays, i))
+            for i, m in enumerate(members)
+        ]
+        chosen = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chosen)
         begin = 0
         if checkpoints is not None and (saved := checkpoints.restore(arrays, chosen)):
             arrays, chosen, begin = saved.arrays, saved.chosen, saved.gradients
             logs = [Log(**log) for log in saved.logs]
-        repeat = repeats(settings, optimizer)
+        replicas = num_replicas(settings, optimizer) or 1
+        skip = num_draws(settings, optimizer, begin)
+        draws = num_draws(settings, optimizer, chunk)
         streams = [
-            itertools.islice(self.task.indices(m.seed), begin // repeat, None)
-            for m in members
+            itertools.islice(self.task.indices(m.seed), skip, None) for m in members
         ]
         for done in range(begin + chunk, settings.num_gradients + 1, chunk):
             start = time.perf_counter()
-            indices = draw(streams, chunk // repeat)
+            indices = draw(streams, draws)
             arrays, losses = advance(arrays, traced, self.task.data, indices)
             losses = np.asarray(losses)  # waits for the device
             seconds = time.perf_counter() - start
@@ -146,11 +150,11 @@ class Experiment:
                         log.best, log.chosen, log.chosen_gradients = (
                             value,
                             measured,
-                            done,
+                            done * replicas,
                         )
                         put = lambda all_, new, i=i: all_.at[i].set(new)
                         chosen = jax.tree.map(put, chosen, at)
-                    log.curve.append((done, value))
+                    log.curve.append((done * replicas, value))
                     log.evaluation_seconds += time.perf_counter() - start
                 rate = methods.current_rate(optimizer, member.settings, done - chunk)
                 report(
@@ -192,8 +196,12 @@ class Experiment:
             optimizer, settings, traced, key=jax.random.key(0), carry_init=None
         )
         params = method.eval_params(state["opt_state"], state["params"])
+        model_state = state["model_state"]
+        if num_replicas(settings, optimizer) is not None:
+            # Of any replica: where they matter they are estimated anew at the centre.
+            model_state = jax.tree.map(lambda leaf: leaf[0], model_state)
         # Copies, because the step donates its state.
-        return jax.tree.map(jnp.copy, (params, state["model_state"]))
+        return jax.tree.map(jnp.copy, (params, model_state))
 
     def _result(
         self,
@@ -207,10 +215,10 @@ class Experiment:
     ) -> Run:
         settings = member.settings
         counted = methods.num_gradients(optimizer, settings, state["opt_state"])
-        if counted != settings.num_gradients:
+        wanted = settings.num_gradients * (num_replicas(settings, optimizer) or 1)
+        if counted != wanted:
             raise RuntimeError(
-                f"{optimizer} counted {counted} gradients instead of"
-                f" {settings.num_gradients}"
+                f"{optimizer} counted {counted} gradients instead of {wanted}"
             )
         start = time.perf_counter()
         test_last = test_chosen = None
@@ -251,7 +259,7 @@ def _program(optimizer: str, settings: Settings) -> tuple[Any, ...]:
     traced, static = methods.split_settings(optimizer, settings)
     names = (
         *("num_gradients", "report_every", "rate_schedule", "step_at", "step_factor"),
-        *("clip_norm", "clip_value"),
+        *("clip_norm", "clip_value", "replicas", "devices"),
     )
     fields = (getattr(settings, name) for name in names)
     return (optimizer, *traced, *static.items(), *fields)

@@ -13,6 +13,7 @@ from entropy_optax.experiments.hyperparameters import (
     EntropySGDSettings,
     LookaheadSettings,
     OptimizerName,
+    ParleSettings,
     SAMSettings,
     ScheduleFreeSettings,
     SGDSettings,
@@ -59,14 +60,19 @@ class Settings:
     num_gradients: Annotated[
         int,
         _help(
-            "Gradient evaluations per run, the same for every optimizer; a "
-            "multiple of report_every. One is one minibatch forward and backward."
+            "Gradient evaluations per run, the same for every optimizer (of each "
+            "replica of Parle); a multiple of report_every. One is one minibatch "
+            "forward and backward."
         ),
     ] = 640
     batch_size: int = 128
     """Examples per gradient, without replacement within an epoch; streams of text."""
     sequence_length: int = 50
     """Tokens of each stream per gradient, for text."""
+    replicas: int = 3
+    """Replicas of Parle, each of which takes num_gradients gradients."""
+    devices: int = 1
+    """Devices to train on; without an accelerator, so many parts of the CPU."""
     dropout_rate: float | None = None
     """Share of units dropped; None leaves the model's own."""
     features: int | None = None
@@ -114,6 +120,7 @@ class Settings:
         num_steps=5,
         anneal="outer",
     )
+    parle: ParleSettings = ParleSettings()
     averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
     """Control: Entropy-SGD without its pull and noise."""
     reset_alone: EntropySGDSettings = EntropySGDSettings(
@@ -124,75 +131,6 @@ class Settings:
 
 GROUPS: tuple[str, ...] = get_args(OptimizerName)
 """Fields of `Settings` that hold an optimizer's settings."""
-
-
-def check(settings: Settings) -> None:
-    """Checks what a type cannot say.
-
-    Args:
-      settings: the settings of an experiment.
-
-    Raises:
-      SettingsError: naming the flag, what was given and what is wanted.
-    """
-    if not settings.optimizer:
-        raise SettingsError("--optimizer: got none, at least one is needed")
-    for name in ("optimizer", "seeds"):
-        values = getattr(settings, name)
-        if len(set(values)) != len(values):
-            raise SettingsError(f"--{name}: got {values}, each may stand there once")
-    if not settings.seeds:
-        raise SettingsError("--seeds: got none, at least one is needed")
-    if min(settings.seeds) < 0:
-        raise SettingsError(f"--seeds: got {min(settings.seeds)}, wanted 0 or more")
-    positive = ("num_gradients", "batch_size", "evaluate_every", "report_every")
-    for name in (*positive, "sequence_length", "pool"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(
-                f"{_flag(name)}: got {getattr(settings, name)}, wanted 1 or more"
-            )
-    for name in ("num_train", "features"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise SettingsError(f"{_flag(name)}: got {value}, wanted 1 or more")
-    for name in ("num_gradients", "evaluate_every"):
-        if getattr(settings, name) % settings.report_every:
-            raise SettingsError(
-                f"{_flag(name)}: got {getattr(settings, name)}, wanted a multiple of"
-                f" --report-every {settings.report_every}"
-            )
-    for name in settings.optimizer:
-        per_update = gradients_per_update(settings, name)
-        if per_update < 1:
-            field = "sync-period" if name == "lookahead" else "num-steps"
-            raise SettingsError(
-                f"{_flag(name)}.{field}: got {per_update}, wanted 1 or more"
-            )
-        if settings.report_every % per_update:
-            raise SettingsError(
-                f"--report-every: got {settings.report_every}, wanted a multiple of the"
-                f" {per_update} gradients of an update of {name}"
-            )
-    for group in GROUPS:
-        for name, value in dataclasses.asdict(getattr(settings, group)).items():
-            if isinstance(value, int | float):
-                flag = f"--{group}.{name}".replace("_", "-")
-                _check_hyperparameter(flag, name, value)
-        own: Any = getattr(settings, group)
-        if getattr(own, "effective_rate", None) is not None and own.outer != "sgd":
-            raise SettingsError(f"--{group}.effective-rate: wanted --{group}.outer sgd")
-    if not settings.schedule_free.b1 > 0:  # Optax divides by it
-        raise SettingsError("--schedule-free.b1: got 0, wanted a number in (0, 1)")
-    for name in ("clip_norm", "clip_value"):
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise SettingsError(f"{_flag(name)}: got {value}, wanted more than 0")
-    for name in ("label_noise", "dropout_rate"):
-        if not 0 <= (getattr(settings, name) or 0) < 1:
-            raise SettingsError(
-                f"{_flag(name)}: got {getattr(settings, name)}, wanted a number in"
-                " [0, 1)"
-            )
 
 
 def metric(settings: Settings) -> Literal["error", "loss"]:
@@ -223,6 +161,20 @@ def gradients_per_update(settings: Settings, optimizer: str) -> int:
     if isinstance(group, LookaheadSettings):
         return group.sync_period
     return 2 if isinstance(group, SAMSettings) else 1
+
+
+def num_replicas(settings: Settings, optimizer: str) -> int | None:
+    """How many replicas an optimizer trains.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+
+    Returns:
+      The number, None for all but Parle: their params have no such axis.
+    """
+    is_parle = isinstance(getattr(settings, optimizer), ParleSettings)
+    return settings.replicas if is_parle else None
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -283,16 +235,3 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
     return cls(**made)
-
-
-def _check_hyperparameter(flag: str, name: str, value: float) -> None:
-    below_one = name.endswith(("momentum", "_decay")) and "weight" not in name
-    below_one = below_one or name in ("b1", "b2", "warmup")
-    if below_one and not 0 <= value < 1:
-        raise SettingsError(f"{flag}: got {value}, wanted a number in [0, 1)")
-    if not 0 <= value < float("inf"):
-        raise SettingsError(f"{flag}: got {value}, wanted a finite number, 0 or more")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

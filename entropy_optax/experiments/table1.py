@@ -12,6 +12,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import networks, report
 from entropy_optax.experiments.checkpoints import Checkpoints
+from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.compiled import state_bytes
 from entropy_optax.experiments.progress import ProgressDisplay
 from entropy_optax.experiments.runner import Experiment
@@ -19,7 +20,6 @@ from entropy_optax.experiments.runs import Progress, Stopped
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
-    check,
     from_dict,
     load_preset,
     preset_names,

@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from entropy_optax.experiments import figure, networks, report
+from entropy_optax.experiments import figure, meshes, networks, report
 from entropy_optax.experiments.progress import ProgressDisplay
 from entropy_optax.experiments.runner import Experiment, Member, Progress, Run
 from entropy_optax.experiments.settings import Settings, SettingsError, metric
@@ -26,6 +26,7 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
       The exit code, 0 or 130 after Ctrl-C.
     """
     start = time.monotonic()
+    meshes.use_devices(settings)
     task = make_task(settings)
     experiment = Experiment(settings, task)
     folder = make_folder(out, settings)

@@ -17,6 +17,7 @@ from entropy_optax._arguments import (
     like_leaf,
     typed_key,
 )
+from entropy_optax.samplers._geometry import Geometry, scaled
 from entropy_optax.samplers._noise import Noise, noise_sampler
 from entropy_optax.samplers._scope import add_scope_pull
 
@@ -50,6 +51,7 @@ def add_langevin_noise(
     temperature: ScalarOrSchedule,
     *,
     noise: Noise = "rademacher",
+    geometry: Geometry | None = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Add the noise of one Langevin step.
@@ -71,6 +73,8 @@ def add_langevin_noise(
       noise: ``"rademacher"`` (random signs: of the same weak order 1 as Gaussians,
         which on a CPU can cost half a gradient more), ``"gaussian"`` or a function
         ``(key, shape, dtype) -> Array`` of mean 0 and variance 1.
+      geometry: None, or a function of x that gives scales s, by which the noise is
+        multiplied; see :func:`add_scope_pull`.
       key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
         the branches of ``optax.partition`` too, a key of its own.
 
@@ -106,6 +110,7 @@ def add_langevin_noise(
         state: optax.OptState,
         params: optax.Params | None = None,
         *,
+        anchor: optax.Params | None = None,
         outer_count: ArrayLike | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
@@ -116,7 +121,7 @@ def add_langevin_noise(
             return updates, state
         std = jnp.sqrt(2 * at_step(step_size, count) * at_step(temperature, count))
         rng_key, noise_key = jax.random.split(state.rng_key)
-        xi = draw(noise_key, updates)
+        xi = scaled(geometry, anchor, draw(noise_key, updates))
         noisy = jax.tree.map(lambda u, n: u + like_leaf(std, u) * n, updates, xi)
         count = optax.safe_increment(state.count)
         return noisy, AddLangevinNoiseState(count, rng_key)
@@ -158,6 +163,7 @@ def sgld(
     momentum: float | jax.Array | None = None,
     nesterov: bool = True,
     noise: Noise = "rademacher",
+    geometry: Geometry | None = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""One step of stochastic gradient Langevin dynamics on the modified Gibbs energy.
@@ -186,6 +192,10 @@ def sgld(
       momentum: :math:`m`, or None for none.
       nesterov: whether the momentum is Nesterov's.
       noise: see :func:`add_langevin_noise`.
+      geometry: None, or a function of x that gives scales s for an anisotropic scope
+        (:func:`leaf_geometry`, :func:`filter_geometry`). The step is then
+        preconditioned: :math:`s^2` multiplies the gradient with its momentum, s the
+        noise.
       key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
         the branches of ``optax.partition`` too, a key of its own.
 
@@ -214,7 +224,9 @@ def sgld(
     trace = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
     return optax.chain(
         trace,
-        add_scope_pull(),
+        add_scope_pull(geometry),
         _scale_by_step_size(step_size),
-        add_langevin_noise(step_size, temperature, noise=noise, key=key),
+        add_langevin_noise(
+            step_size, temperature, noise=noise, geometry=geometry, key=key
+        ),
     )

@@ -8,9 +8,12 @@ import optax
 from jax.typing import ArrayLike
 
 from entropy_optax._arguments import like_leaf, map_unmasked
+from entropy_optax.samplers._geometry import Geometry, scaled
 
 
-def add_scope_pull() -> optax.GradientTransformationExtraArgs:
+def add_scope_pull(
+    geometry: Geometry | None = None,
+) -> optax.GradientTransformationExtraArgs:
     r"""Add the gradient of the scope's quadratic, :math:`\gamma (x' - x)`.
 
     Turns the gradient of the loss at the inner iterate :math:`x'` into that of the
@@ -21,6 +24,16 @@ def add_scope_pull() -> optax.GradientTransformationExtraArgs:
 
     with :math:`x` the outer iterate (``anchor``) and :math:`\gamma` the scope. Place it
     after the momentum, which is not to swallow the pull, and before the step size.
+
+    With a geometry the scope is anisotropic, :math:`\tfrac{\gamma}{2} (x' - x)^T S^{-1}
+    (x' - x)` with :math:`S = \mathrm{diag}(s^2)`, and the gradient preconditioned by S,
+
+    .. math::
+      S\, \nabla f(x') + \gamma (x' - x).
+
+    Args:
+      geometry: None for one scope for all weights, or a function of x that gives the
+        scales s, such as :func:`filter_geometry`. The noise has to have the same.
 
     Returns:
       A stateless transformation. Its ``update`` needs ``params`` (:math:`x'`) and the
@@ -66,6 +79,7 @@ def add_scope_pull() -> optax.GradientTransformationExtraArgs:
                     "sampler of local_entropy, which passes params, anchor and gamma."
                 )
         assert gamma is not None
+        updates = scaled(geometry, anchor, updates, power=2)
         pulled = map_unmasked(
             lambda g, p, a: g + like_leaf(gamma, g) * (p - a).astype(g.dtype),
             updates,

@@ -1,5 +1,6 @@
 """Schedules of the scope and the temperature."""
 
+from entropy_optax.schedules._scoping import automatic_scoping as automatic_scoping
 from entropy_optax.schedules._scoping import (
     bounded_exponential_scoping as bounded_exponential_scoping,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from entropy_optax._arguments import check_scalar
+from entropy_optax._arguments import check_num_steps, check_scalar
 
 # The largest scope that every float dtype of a schedule can hold.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -170,5 +170,69 @@ def bounded_exponential_scoping(
 
     def schedule(count: ArrayLike) -> jax.Array:
         return limit - (limit - gamma0) / _growth(count, gamma1, _LARGEST)
+
+    return schedule
+
+
+def automatic_scoping(
+    loss: float | jax.Array,
+    distance: float | jax.Array,
+    num_steps: int,
+    *,
+    factor: float = 1e4,
+    max_gamma: float | None = None,
+) -> optax.Schedule:
+    r"""Scoping that begins where pull and loss weigh the same, without a scale to tune.
+
+    .. math::
+      \gamma_t = \gamma_0\, c^{\min(t / t_{end}, 1)}, \qquad
+      \gamma_0 = \frac{f(x)}{\tfrac12 d^2}.
+
+    For the coupling of replicas take the mean of their losses at the start and
+    :func:`entropy_optax.replica_distance` of the params; for the scope of a local
+    entropy its ``displacement`` (or ``distance``) after one cycle with ``gamma=0``.
+
+    Args:
+      loss: f(x), or the mean over the replicas; a number or an array of shape ``()``.
+      distance: d, the distance from the replica, or from x', to the centre or to x.
+      num_steps: :math:`t_{end}`, outer steps of the whole training.
+      factor: c, the growth over the whole training, at least 1.
+      max_gamma: the largest scope. Near each other replicas begin with a strong
+        coupling: its product with the learning rate has to stay below 1.
+
+    Returns:
+      A schedule of the number of outer steps done.
+
+    Raises:
+      ValueError: if the loss is negative, the distance or ``max_gamma`` not above 0
+        (replicas that all start at one point have no distance), the factor below 1 or
+        ``num_steps`` below 1.
+
+    Examples:
+      >>> import entropy_optax as eo, jax.numpy as jnp
+      >>> replicas = jnp.array([[0.0], [4.0]])
+      >>> coupling = eo.automatic_scoping(
+      ...     loss=1.0, distance=eo.replica_distance(replicas), num_steps=100
+      ... )
+      >>> print(f"{coupling(0):.2f} {coupling(50):.1f} {coupling(100):.0f}")
+      0.50 50.0 5000
+
+    References:
+      Pittorino et al., `Entropic gradient descent algorithms and wide flat minima
+      <https://arxiv.org/abs/2006.07897>`_, ICLR 2021.
+    """
+    check_scalar("loss", loss)
+    check_scalar("distance", distance, positive=True)
+    num_steps = check_num_steps(num_steps)
+    if max_gamma is not None:
+        check_scalar("max_gamma", max_gamma, positive=True)
+    if not 1 <= factor < float("inf"):
+        raise ValueError(f"factor must be finite and at least 1, got {factor}.")
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        share = jnp.minimum(jnp.asarray(count) / num_steps, 1.0)
+        gamma0 = jnp.asarray(loss) / (jnp.asarray(distance) ** 2 / 2)
+        gamma = gamma0 * jnp.exp(share * math.log(factor))
+        return gamma if max_gamma is None else jnp.minimum(gamma, max_gamma)
 
     return schedule

@@ -11,7 +11,8 @@ import optax
 from flax.training import train_state
 
 from entropy_optax._arguments import copy, typed_key
-from entropy_optax.training._steps import num_batches, outer_params, take_gradients
+from entropy_optax.training._steps import num_batches, take_gradients
+from entropy_optax.transforms._evaluation import outer_params
 
 # (params, batch_stats, batch, rng_key) -> (loss, new_batch_stats)
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
@@ -22,7 +23,7 @@ class TrainState(train_state.TrainState):
 
     Attributes:
       step: gradients spent so far, the unit of every comparison: a whole outer step of
-        local entropy adds L, an ordinary update adds 1.
+        local entropy adds L, an ordinary update adds 1; with replicas, of each.
       apply_fn: usually ``model.apply``.
       params: the params, x' within a cycle of one gradient per call.
       tx: the optimizer.
@@ -111,7 +112,7 @@ def linen_carry(batch_stats: Any = None) -> dict[str, Any]:
 
 
 def linen_train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn, num_replicas: int | None = None
 ) -> Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]:
     """Make a train step that takes L gradients on L stacked batches.
 
@@ -124,6 +125,9 @@ def linen_train_step(
     Args:
       loss_fn: ``(params, batch_stats, batch, rng_key) -> (loss, new_batch_stats)``, the
         model in train mode; ``rng_key`` is a typed key, different for every gradient.
+      num_replicas: for an optimizer made by :func:`entropy_optax.replicate`: params
+        and ``batch_stats`` of the state have this leading axis, and so have the
+        batches, ``(num_replicas, L, ...)``. ``loss_fn`` is that of one replica.
 
     Returns:
       ``step(state, batches) -> (state, {"loss": mean of the L losses})`` for a
@@ -160,10 +164,15 @@ def linen_train_step(
         )
 
     def step(state: Any, batches: Any) -> tuple[Any, dict[str, jax.Array]]:
-        length = num_batches(batches)
+        length = num_batches(batches, num_replicas)
         # A key for each gradient by its number: how they are grouped does not matter.
         numbers = state.step + jnp.arange(length, dtype=jnp.int32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(state.rng_key, numbers)
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        if num_replicas is not None:
+            replica = jnp.arange(num_replicas, dtype=jnp.int32)[:, None]
+            numbers = numbers[None] * num_replicas + replica
+            fold = jax.vmap(fold, (None, 0))
+        keys = fold(state.rng_key, numbers)
         params, batch_stats, opt_state, loss = take_gradients(
             state.tx,
             value_and_grad,
@@ -173,6 +182,7 @@ def linen_train_step(
             (batches, keys),
             state_name="batch_stats",
             carry_helper="linen_carry(batch_stats)",
+            num_replicas=num_replicas,
         )
         new = state.replace(
             step=state.step + length,

@@ -11,15 +11,21 @@ from flax import nnx
 
 from entropy_optax._arguments import copy
 from entropy_optax.training._batch_stats import reestimate_batch_stats
-from entropy_optax.training._steps import num_batches, outer_params, take_gradients
+from entropy_optax.training._steps import num_batches, take_gradients
+from entropy_optax.transforms._checks import check_replica_axis
+from entropy_optax.transforms._evaluation import outer_params
 
 
-def nnx_carry(model: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Any]:
+def nnx_carry(
+    model: nnx.Module, wrt: Any = nnx.Param, num_replicas: int | None = None
+) -> dict[str, Any]:
     """Return ``carry_init`` for an nnx model: what the inner loop hands on.
 
     Args:
       model: the model, as it will be trained.
       wrt: the filter of the params, that of ``nnx.Optimizer``.
+      num_replicas: of a model whose variables have a leading axis of replicas; it is
+        left out, for :func:`entropy_optax.replicate` adds it.
 
     Returns:
       ``{"model_state": ..., "loss": sum of the losses, float32 of shape ()}``, where
@@ -33,15 +39,19 @@ def nnx_carry(model: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Any]:
       >>> model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
       >>> tx = eo.entropy_sgd(1.0, opaque_mode=True, carry_init=nnx_carry(model))
     """
-    _, _, model_state = nnx.split(model, wrt, ...)
+    _, _, state = nnx.split(model, wrt, ...)
+    model_state = nnx.as_pure(state)
+    if num_replicas is not None:
+        check_replica_axis("model", model_state, num_replicas)
+        model_state = jax.tree.map(lambda leaf: leaf[0], model_state)
     return {
-        "model_state": copy(nnx.as_pure(model_state)),
+        "model_state": copy(model_state),
         "loss": jnp.zeros([], jnp.float32),
     }
 
 
 def nnx_train_step(
-    loss_fn: Callable[[Any, Any], jax.Array],
+    loss_fn: Callable[[Any, Any], jax.Array], num_replicas: int | None = None
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
     """Make a train step that takes L gradients on L stacked batches.
 
@@ -55,6 +65,9 @@ def nnx_train_step(
       loss_fn: ``(model, batch) -> loss``, the model in train mode. It may change the
         state that the model already has, as BatchNorm and dropout do; it cannot add
         variables, as ``sow`` does.
+      num_replicas: for an optimizer made by :func:`entropy_optax.replicate`: all
+        variables of the model have this leading axis (``nnx.vmap`` makes such a model),
+        and so have the batches, ``(num_replicas, L, ...)``.
 
     Returns:
       ``step(model, optimizer, batches) -> {"loss": mean of the L losses}`` for an
@@ -84,7 +97,7 @@ def nnx_train_step(
     """
 
     def step(model: Any, optimizer: Any, batches: Any) -> dict[str, jax.Array]:
-        length = num_batches(batches)
+        length = num_batches(batches, num_replicas)
         # Split once: inside the loop there are only arrays, for a scan takes no module.
         graphdef, params, model_state = nnx.split(model, optimizer.wrt, ...)
 
@@ -103,6 +116,7 @@ def nnx_train_step(
             batches,
             state_name="model_state",
             carry_helper="nnx_carry(model)",
+            num_replicas=num_replicas,
         )
         nnx.update(model, params, model_state)
         nnx.update(optimizer.opt_state, nnx.state(opt_state))

@@ -10,28 +10,33 @@ import jax.numpy as jnp
 import optax
 
 from entropy_optax._arguments import copy
-from entropy_optax.transforms import (
-    LocalEntropyState,
-    ScaleByLocalEntropyState,
-    eval_params,
-)
+from entropy_optax.transforms import ScaleByLocalEntropyState
+from entropy_optax.transforms._checks import check_replica_axis
 
 # (params, model_state, batch) -> ((loss, model_state), gradient at params)
 ValueAndGrad = Callable[..., tuple[tuple[jax.Array, Any], optax.Updates]]
 
 
-def num_batches(batches: Any) -> int:
+def num_batches(batches: Any, num_replicas: int | None = None) -> int:
     """Return the leading axis L that all leaves of stacked batches share.
 
     Args:
-      batches: a tree of arrays of shape ``(L, ...)``.
+      batches: a tree of arrays of shape ``(L, ...)``, or of shape
+        ``(num_replicas, L, ...)``.
+      num_replicas: how many replicas there are, None for no such axis.
 
     Returns:
       L, at least 1.
 
     Raises:
-      ValueError: if there is no leaf, or leaves differ, or L is 0.
+      ValueError: if there is no leaf, or leaves differ, or L is 0, or the axis of the
+        replicas has another length.
     """
+    if num_replicas is not None:
+        check_replica_axis("batches", batches, num_replicas)
+        batches = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
+        )
     leaves = jax.tree_util.tree_leaves_with_path(batches)
     shapes = {
         f"batches{jax.tree_util.keystr(path)}": jnp.shape(leaf) for path, leaf in leaves
@@ -51,13 +56,6 @@ def of_type(opt_state: optax.OptState, kind: type | tuple[type, ...]) -> list[An
     return [node for node in nodes if isinstance(node, kind)]
 
 
-def outer_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-    """Return x if the state holds a local entropy, the params themselves otherwise."""
-    if of_type(opt_state, (LocalEntropyState, ScaleByLocalEntropyState)):
-        return eval_params(opt_state, params)
-    return params
-
-
 def take_gradients(
     tx: optax.GradientTransformation,
     value_and_grad: ValueAndGrad,
@@ -68,6 +66,7 @@ def take_gradients(
     *,
     state_name: str,
     carry_helper: str,
+    num_replicas: int | None = None,
 ) -> tuple[optax.Params, Any, optax.OptState, jax.Array]:
     """Take L gradients: one update of L inner steps, or L ordinary updates.
 
@@ -78,9 +77,10 @@ def take_gradients(
       params: tree of parameters.
       model_state: tree that each gradient hands to the next.
       opt_state: state of ``tx``.
-      batches: tree whose leaves have the leading axis L.
+      batches: tree whose leaves have the leading axis L, after that of the replicas.
       state_name: name of ``model_state`` in the carry.
       carry_helper: the function that makes ``carry_init``, for the message.
+      num_replicas: the leading axis of params, states and batches; None for none.
 
     Returns:
       The new params, model state and optimizer state, and the mean loss.
@@ -90,17 +90,22 @@ def take_gradients(
         ``num_steps``, the optimizer was built without ``carry_init``, or it holds
         several whole inner loops.
     """
-    length = num_batches(batches)
+    length = num_batches(batches, num_replicas)
+    over = (lambda function: function) if num_replicas is None else jax.vmap
     loops = of_type(opt_state, ScaleByLocalEntropyState)
     if not loops:
 
         def body(loop: Any, batch: Any) -> tuple[Any, jax.Array]:
             params, model_state, opt_state = loop
-            (loss, model_state), grads = value_and_grad(params, model_state, batch)
+            (loss, model_state), grads = over(value_and_grad)(
+                params, model_state, batch
+            )
             updates, opt_state = tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             return (params, model_state, opt_state), jnp.asarray(loss, jnp.float32)
 
+        if num_replicas is not None:
+            batches = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batches)
         loop, losses = jax.lax.scan(body, (params, model_state, opt_state), batches)
         return *loop, jnp.mean(losses)
 
@@ -115,22 +120,30 @@ def take_gradients(
             f"carry_init={carry_helper}, got None."
         )
 
-    def grad_fn(params: optax.Params, i: Any, carry: Any) -> tuple[Any, Any]:
-        batch = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), batches
-        )
+    def take(params: optax.Params, batch: Any, carry: Any) -> tuple[Any, Any]:
         (loss, new), grads = value_and_grad(params, carry[state_name], batch)
         total = carry["loss"] + jnp.asarray(loss, jnp.float32)
         return grads, {state_name: new, "loss": total}
 
-    start = {state_name: model_state, "loss": jnp.zeros([], jnp.float32)}
-    grads, carry = grad_fn(params, 0, start)
+    if num_replicas is None:
+        pick = lambda i: jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), batches
+        )
+        first, grad_fn = pick(0), lambda p, i, carry: take(p, pick(i), carry)
+        # Numbers in the batches' place: batches[1:] would be a second copy of the data.
+        rest = jnp.arange(1, length)
+        losses = jnp.zeros([], jnp.float32)
+    else:
+        first = jax.tree.map(lambda leaf: leaf[:, 0], batches)
+        rest = jax.tree.map(lambda leaf: leaf[:, 1:], batches)
+        grad_fn = take
+        losses = jnp.zeros(num_replicas, jnp.float32)
+    start = {state_name: model_state, "loss": losses}
+    grads, carry = over(take)(params, first, start)
     update = optax.with_extra_args_support(tx).update
-    # Numbers in the batches' place: batches[1:] would be a second copy of the data.
-    numbers = jnp.arange(1, length)
     try:
         updates, opt_state = update(
-            grads, opt_state, params, grad_fn=grad_fn, batches=numbers, carry=carry
+            grads, opt_state, params, grad_fn=grad_fn, batches=rest, carry=carry
         )
     except ValueError as error:
         if str(error).startswith("batches"):
@@ -141,7 +154,8 @@ def take_gradients(
         raise
     carry = of_type(opt_state, ScaleByLocalEntropyState)[0].carry
     params = optax.apply_updates(params, updates)
-    return params, carry[state_name], _copy_carry(opt_state), carry["loss"] / length
+    loss = jnp.mean(carry["loss"]) / length
+    return params, carry[state_name], _copy_carry(opt_state), loss
 
 
 def _copy_carry(opt_state: optax.OptState) -> optax.OptState:

@@ -1,7 +1,8 @@
-"""Checks of what each call of update is given."""
+"""Checks of what a transformation, or each call of its update, is given."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -21,6 +22,48 @@ def check_batches(batches: Any, length: int) -> None:
                 f"batches{jax.tree_util.keystr(path)} must have the leading axis "
                 f"num_steps - 1 = {length} (the first batch gave the gradient at "
                 f"params), got shape {shape}."
+            )
+
+
+def check_mean_of(mean_of: Any) -> None:
+    """Raise if it is not known what mu is to be the mean of.
+
+    Raises:
+      ValueError: if it is neither ``"iterates"`` nor ``"gradients"``.
+    """
+    if mean_of not in ("iterates", "gradients"):
+        raise ValueError(f"mean_of must be 'iterates' or 'gradients', got {mean_of!r}.")
+
+
+def check_num_replicas(num_replicas: Any) -> int:
+    """Return the number of replicas as an ``int``.
+
+    Raises:
+      ValueError: if it is not a whole number of at least 1.
+    """
+    try:
+        number = operator.index(num_replicas)
+    except (TypeError, jax.errors.JAXTypeError):
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f"num_replicas must be an int of at least 1, got {num_replicas!r}."
+        )
+    return number
+
+
+def check_replica_axis(name: str, tree: Any, num_replicas: int) -> None:
+    """Check that each leaf has the leading axis of the replicas.
+
+    Raises:
+      ValueError: if one has not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shape = jnp.shape(leaf)
+        if shape[:1] != (num_replicas,):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must have the leading axis "
+                f"num_replicas = {num_replicas}, got shape {shape}."
             )
 
 

@@ -61,6 +61,14 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     return params
 
 
+def outer_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Return x if the state holds a local entropy, the params themselves otherwise."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _STATES))
+    if any(isinstance(node, _STATES) for node in nodes):
+        return eval_params(state, params)
+    return params
+
+
 def _anchor(state: LocalEntropyState, params: optax.Params) -> optax.Params:
     # Masked leaves are the params' own: this local entropy does not move them.
     filled = jax.tree.map(

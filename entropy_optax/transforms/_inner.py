@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ from jax.typing import ArrayLike, DTypeLike
 
 from entropy_optax._arguments import ScalarOrSchedule, at_step, copy, like_leaf
 
+MeanOf = Literal["iterates", "gradients"]
+
 
 class InnerState(NamedTuple):
     """What one inner step hands to the next, besides the inner iterate x'.
 
     Attributes:
-      mean: mu, the running mean of x'.
+      mean: mu, the running mean of x' or of the gradients.
       sampler_state: state of the inner chain.
       displacement: mean of ||x' - x|| over the inner steps done; a skipped step leaves
         it as it was.
@@ -48,13 +50,27 @@ class Cycle(NamedTuple):
       anchor: the outer iterate x.
       gamma: the scope in force.
       outer_count: outer steps done.
+      num_steps: L.
       extra_args: the user's, passed on to the sampler.
     """
 
     anchor: optax.Params
     gamma: jax.Array
     outer_count: ArrayLike
+    num_steps: int
     extra_args: dict[str, Any]
+
+
+def first_mean(position: optax.Params, mean_of: MeanOf) -> optax.Params:
+    """Return mu_0: x, or a zero gradient."""
+    return position if mean_of == "iterates" else optax.tree.zeros_like(position)
+
+
+def direction_of(
+    anchor: optax.Params, mean: optax.Params, mean_of: MeanOf
+) -> optax.Updates:
+    """Return what takes the gradient's place: x - mu, or the mean gradient itself."""
+    return optax.tree.sub(anchor, mean) if mean_of == "iterates" else mean
 
 
 def promote(tree: optax.Params, dtype: DTypeLike) -> optax.Params:
@@ -70,6 +86,7 @@ def norm(tree: Any) -> jax.Array:
 def inner_step(
     sampler: optax.GradientTransformationExtraArgs,
     mean_decay: ScalarOrSchedule,
+    mean_of: MeanOf,
     skip_nonfinite: bool,
     cycle: Cycle,
     grads: optax.Updates,
@@ -82,6 +99,7 @@ def inner_step(
     Args:
       sampler: the inner chain.
       mean_decay: weight of the old mean, a number or a function of ``step``.
+      mean_of: what mu is the mean of.
       skip_nonfinite: whether a gradient with a NaN or an infinity changes nothing.
       cycle: what stays fixed during the inner loop.
       grads: gradient at x', a tree like the params.
@@ -103,6 +121,8 @@ def inner_step(
                 "anchor": cycle.anchor,
                 "gamma": cycle.gamma,
                 "outer_count": cycle.outer_count,
+                "inner_count": step,
+                "num_steps": cycle.num_steps,
             },
         )
         updates = optax.tree.cast_like(updates, position)
@@ -111,7 +131,7 @@ def inner_step(
         mean = jax.tree.map(
             lambda m, p: like_leaf(decay, m) * m + like_leaf(1 - decay, m) * p,
             inner.mean,
-            optax.tree.cast_like(moved, inner.mean),
+            optax.tree.cast_like(moved if mean_of == "iterates" else grads, inner.mean),
         )
         # Subtract in the mean's dtype: the squares of a float16 leaf overflow.
         away = jax.tree.map(
@@ -143,14 +163,14 @@ def is_finite(tree: Any) -> jax.Array:
 def sampler_keys(sampler_state: optax.OptState) -> tuple[SamplerKey, ...]:
     """Return the PRNG keys in a sampler's state, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(sampler_state)
-    return tuple(SamplerKey(leaf) for path, leaf in leaves if _is_key(path, leaf))
+    return tuple(SamplerKey(leaf) for path, leaf in leaves if is_key(path, leaf))
 
 
 def with_keys(sampler_state: optax.OptState, keys: Any) -> optax.OptState:
     """Return a sampler's state with the keys that :func:`sampler_keys` returned."""
     remaining = iter(keys)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: next(remaining).rng_key if _is_key(path, leaf) else leaf,
+        lambda path, leaf: next(remaining).rng_key if is_key(path, leaf) else leaf,
         sampler_state,
     )
 
@@ -165,14 +185,15 @@ def reset_where(
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, new, old: (
-            old if _is_key(path, old) else jnp.where(condition, new, old)
+            old if is_key(path, old) else jnp.where(condition, new, old)
         ),
         fresh,
         sampler_state,
     )
 
 
-def _is_key(path: tuple[Any, ...], leaf: Any) -> bool:
+def is_key(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Return whether a leaf of a state, with the path to it, is a PRNG key."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return True
     # A legacy key is an ordinary array of integers: its name alone tells.

@@ -9,6 +9,7 @@ import optax
 from jax.typing import DTypeLike
 
 from entropy_optax._arguments import ScalarOrSchedule
+from entropy_optax.transforms._inner import MeanOf
 from entropy_optax.transforms._one_gradient import one_gradient_per_call
 from entropy_optax.transforms._scale_by_local_entropy import scale_by_local_entropy
 
@@ -21,6 +22,7 @@ def local_entropy(
     *,
     opaque_mode: bool = False,
     mean_decay: ScalarOrSchedule = 0.75,
+    mean_of: MeanOf = "iterates",
     scale_by_gamma: bool = False,
     reset_sampler: bool = True,
     carry_init: Any = None,
@@ -53,6 +55,7 @@ def local_entropy(
       gamma: the scope, a number or a schedule of the number of outer steps done.
       opaque_mode: whether one ``update`` is a whole outer step.
       mean_decay: see :func:`scale_by_local_entropy`, as for all that follow.
+      mean_of: ``"iterates"``, or ``"gradients"`` for their mean in place of x - mu.
       scale_by_gamma: whether to multiply x - mu by the scope.
       reset_sampler: whether each outer step begins with a fresh sampler state.
       carry_init: first carry for ``grad_fn``, in ``opaque_mode`` alone.
@@ -95,6 +98,7 @@ def local_entropy(
             num_steps,
             gamma,
             mean_decay=mean_decay,
+            mean_of=mean_of,
             scale_by_gamma=scale_by_gamma,
             reset_sampler=reset_sampler,
             carry_init=carry_init,
@@ -114,6 +118,7 @@ def local_entropy(
         num_steps,
         gamma,
         mean_decay=mean_decay,
+        mean_of=mean_of,
         scale_by_gamma=scale_by_gamma,
         reset_sampler=reset_sampler,
         accumulator_dtype=accumulator_dtype,

@@ -17,9 +17,13 @@ from entropy_optax._arguments import (
     copy,
     like_leaf,
 )
+from entropy_optax.transforms._checks import check_mean_of
 from entropy_optax.transforms._inner import (
     Cycle,
     InnerState,
+    MeanOf,
+    direction_of,
+    first_mean,
     init_sampler,
     inner_step,
     norm,
@@ -67,6 +71,7 @@ def one_gradient_per_call(
     gamma: ScalarOrSchedule,
     *,
     mean_decay: ScalarOrSchedule,
+    mean_of: MeanOf,
     scale_by_gamma: bool,
     reset_sampler: bool,
     accumulator_dtype: DTypeLike,
@@ -76,6 +81,7 @@ def one_gradient_per_call(
     num_steps = check_num_steps(num_steps)
     check_scalar("gamma", gamma)
     check_scalar("mean_decay", mean_decay, maximum=1.0)
+    check_mean_of(mean_of)
     inner_chain = optax.with_extra_args_support(sampler)
     outer_chain = optax.with_extra_args_support(optimizer)
 
@@ -108,7 +114,7 @@ def one_gradient_per_call(
         is_first = state.inner_count == 0
         anchor, mean = optax.tree.where(
             is_first,
-            (params, promote(params, accumulator_dtype)),
+            (params, first_mean(promote(params, accumulator_dtype), mean_of)),
             (state.anchor, state.mean),
         )
         sampler_state = state.sampler_state
@@ -120,8 +126,9 @@ def one_gradient_per_call(
         moves, inner = inner_step(
             inner_chain,
             mean_decay,
+            mean_of,
             skip_nonfinite,
-            Cycle(anchor, scope, state.outer_count, extra_args),
+            Cycle(anchor, scope, state.outer_count, num_steps, extra_args),
             optax.tree.cast_like(updates, params),
             params,
             InnerState(mean, sampler_state, displacement, state.num_nonfinite),
@@ -129,7 +136,8 @@ def one_gradient_per_call(
         )
 
         def outer_step() -> tuple[optax.Updates, optax.OptState, jax.Array]:
-            direction = optax.tree.sub(promote(anchor, accumulator_dtype), inner.mean)
+            wide = promote(anchor, accumulator_dtype)
+            direction = direction_of(wide, inner.mean, mean_of)
             distance = norm(direction)
             if scale_by_gamma:
                 direction = jax.tree.map(lambda d: like_leaf(scope, d) * d, direction)

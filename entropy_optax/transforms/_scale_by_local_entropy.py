@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,11 +19,19 @@ from entropy_optax._arguments import (
     copy,
     like_leaf,
 )
-from entropy_optax.transforms._checks import check_batches, checked_carry, safe_add
+from entropy_optax.transforms._checks import (
+    check_batches,
+    check_mean_of,
+    checked_carry,
+    safe_add,
+)
 from entropy_optax.transforms._inner import (
     Cycle,
     InnerState,
+    MeanOf,
     convolves,
+    direction_of,
+    first_mean,
     init_sampler,
     inner_step,
     is_finite,
@@ -41,7 +50,7 @@ class ScaleByLocalEntropyState(NamedTuple):
       num_gradients: gradients spent so far, the unit of every comparison.
       num_nonfinite: gradients skipped so far because they were not finite.
       gamma: scope in force in the last step.
-      distance: ||x - mu|| at the end of the last step.
+      distance: ||x - mu|| in the last step, or the norm of the mean gradient.
       displacement: mean of ||x' - x|| over the inner steps of the last step.
       sampler_state: what outlives an outer step: the PRNG keys of the sampler, or its
         whole state if it is not reset.
@@ -64,6 +73,7 @@ def scale_by_local_entropy(
     gamma: ScalarOrSchedule,
     *,
     mean_decay: ScalarOrSchedule = 0.75,
+    mean_of: MeanOf = "iterates",
     scale_by_gamma: bool = False,
     reset_sampler: bool = True,
     carry_init: Any = None,
@@ -122,6 +132,10 @@ def scale_by_local_entropy(
       gamma: the scope, a number or a schedule of the number of outer steps done.
       mean_decay: weight of the old mean, a number or a function of the inner step
         k = 0 .. L - 1; ``lambda k: k / (k + 1)`` is the plain average.
+      mean_of: ``"iterates"``, or ``"gradients"``: then the output is the running mean
+        of the inner gradients. Under the modified Gibbs distribution :math:`\gamma (x -
+        \langle x' \rangle) = \langle \nabla f(x') \rangle`, so it estimates the
+        gradient itself, not up to the scope.
       scale_by_gamma: whether to multiply the output by the scope in force.
       reset_sampler: whether each outer step begins with a fresh sampler state. PRNG
         keys are never reset.
@@ -173,7 +187,9 @@ def scale_by_local_entropy(
     num_steps = check_num_steps(num_steps)
     check_scalar("gamma", gamma)
     check_scalar("mean_decay", mean_decay, maximum=1.0)
+    check_mean_of(mean_of)
     inner_chain = optax.with_extra_args_support(sampler)
+    step = partial(inner_step, inner_chain, mean_decay, mean_of, skip_nonfinite)
 
     def kept(sampler_state: optax.OptState) -> optax.OptState:
         return sampler_keys(sampler_state) if reset_sampler else sampler_state
@@ -221,9 +237,9 @@ def scale_by_local_entropy(
                 init_sampler(inner_chain, position), sampler_state
             )
         scope = at_step(gamma, state.outer_count)
-        cycle = Cycle(anchor, scope, state.outer_count, extra_args)
+        cycle = Cycle(anchor, scope, state.outer_count, num_steps, extra_args)
         inner = InnerState(
-            mean=position,
+            mean=first_mean(position, mean_of),
             sampler_state=sampler_state,
             displacement=jnp.zeros_like(state.displacement),
             num_nonfinite=state.num_nonfinite,
@@ -231,16 +247,7 @@ def scale_by_local_entropy(
 
         def advance(grads, position, inner, k):
             grads = optax.tree.cast_like(grads, position)
-            moves, inner = inner_step(
-                inner_chain,
-                mean_decay,
-                skip_nonfinite,
-                cycle,
-                grads,
-                position,
-                inner,
-                k,
-            )
+            moves, inner = step(cycle, grads, position, inner, k)
             return optax.apply_updates(position, moves), inner
 
         # The move first, then the gradient at its end: whatever reads x' in the body
@@ -275,7 +282,7 @@ def scale_by_local_entropy(
             grads, position, inner, carry = loop
         position, inner = advance(grads, position, inner, num_steps - 1)
 
-        direction = optax.tree.sub(anchor, inner.mean)
+        direction = direction_of(anchor, inner.mean, mean_of)
         new_state = ScaleByLocalEntropyState(
             outer_count=optax.safe_increment(state.outer_count),
             num_gradients=safe_add(state.num_gradients, num_steps),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from entropy_optax.experiments import (
+    checks,
     image_task,
     methods,
     models,
@@ -284,7 +285,7 @@ def test_every_preset_is_valid_and_gives_its_sources():
     for name in settings.preset_names():
         preset = settings.load_preset(name)
         chosen = settings.from_dict(settings.Settings, preset["settings"])
-        settings.check(chosen)
+        checks.check(chosen)
         names, defaults = set(), set()
         for field, value in preset["settings"].items():
             group = field in settings.GROUPS

@@ -19,12 +19,12 @@ from entropy_optax.experiments import (
     study,
     tune_report,
 )
+from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.grid import configurations
 from entropy_optax.experiments.hyperparameters import resolved
 from entropy_optax.experiments.runs import Run
-from entropy_optax.experiments.settings import check
 from entropy_optax.experiments.tasks import make_task
 
 SCENARIOS = tuple(flat_minima.SCENARIOS)

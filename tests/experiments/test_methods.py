@@ -12,7 +12,7 @@ import pytest
 from toy_task import ByHand, ToyTask
 
 import entropy_optax as eo
-from entropy_optax.experiments import methods, runner, settings
+from entropy_optax.experiments import checks, methods, runner, settings
 from entropy_optax.experiments.hyperparameters import progress, rate_field, resolved
 from entropy_optax.experiments.settings import EntropySGDSettings, Settings
 
@@ -46,7 +46,7 @@ LOCAL = EntropySGDSettings(
 
 
 def train(name, chosen):
-    settings.check(dataclasses.replace(chosen, optimizer=(name,)))
+    checks.check(dataclasses.replace(chosen, optimizer=(name,)))
     task = ToyTask()
     run = runner.Experiment(chosen, task).run(name, SEED)
     assert run.gradients == N  # as the optimizer has counted
@@ -382,7 +382,7 @@ def test_pull_is_step_size_times_gamma():
     only = resolved(EntropySGDSettings(step_size=0.5, pull=0.1))
     assert (only.step_size, only.gamma) == (0.5, 0.2)
     with pytest.raises(settings.SettingsError, match="effective-rate: wanted --"):
-        settings.check(
+        checks.check(
             dataclasses.replace(
                 Settings(), entropy_sgd=dataclasses.replace(group, outer="adam")
             )

@@ -1,0 +1,123 @@
+"""Checks of an experiment's settings that a type cannot make."""
+
+import dataclasses
+import math
+from typing import Any
+
+from entropy_optax.experiments.settings import (
+    GROUPS,
+    Settings,
+    SettingsError,
+    gradients_per_update,
+    num_replicas,
+)
+
+
+def check(settings: Settings) -> None:
+    """Checks what a type cannot say.
+
+    Args:
+      settings: the settings of an experiment.
+
+    Raises:
+      SettingsError: naming the flag, what was given and what is wanted.
+    """
+    if not settings.optimizer:
+        raise SettingsError("--optimizer: got none, at least one is needed")
+    for name in ("optimizer", "seeds"):
+        values = getattr(settings, name)
+        if len(set(values)) != len(values):
+            raise SettingsError(f"--{name}: got {values}, each may stand there once")
+    if not settings.seeds:
+        raise SettingsError("--seeds: got none, at least one is needed")
+    if min(settings.seeds) < 0:
+        raise SettingsError(f"--seeds: got {min(settings.seeds)}, wanted 0 or more")
+    positive = ("num_gradients", "batch_size", "evaluate_every", "report_every")
+    positive += ("replicas", "devices")
+    for name in (*positive, "sequence_length", "pool"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(
+                f"{_flag(name)}: got {getattr(settings, name)}, wanted 1 or more"
+            )
+    for name in ("num_train", "features"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"{_flag(name)}: got {value}, wanted 1 or more")
+    for name in ("num_gradients", "evaluate_every"):
+        if getattr(settings, name) % settings.report_every:
+            raise SettingsError(
+                f"{_flag(name)}: got {getattr(settings, name)}, wanted a multiple of"
+                f" --report-every {settings.report_every}"
+            )
+    for name in settings.optimizer:
+        mesh_shape(settings, name)
+        per_update = gradients_per_update(settings, name)
+        if per_update < 1:
+            field = "sync-period" if name == "lookahead" else "num-steps"
+            raise SettingsError(
+                f"{_flag(name)}.{field}: got {per_update}, wanted 1 or more"
+            )
+        if settings.report_every % per_update:
+            raise SettingsError(
+                f"--report-every: got {settings.report_every}, wanted a multiple of the"
+                f" {per_update} gradients of an update of {name}"
+            )
+    for group in GROUPS:
+        for name, value in dataclasses.asdict(getattr(settings, group)).items():
+            if isinstance(value, int | float):
+                flag = f"--{group}.{name}".replace("_", "-")
+                _check_hyperparameter(flag, name, value)
+        own: Any = getattr(settings, group)
+        if getattr(own, "effective_rate", None) is not None and own.outer != "sgd":
+            raise SettingsError(f"--{group}.effective-rate: wanted --{group}.outer sgd")
+    if not settings.schedule_free.b1 > 0:  # Optax divides by it
+        raise SettingsError("--schedule-free.b1: got 0, wanted a number in (0, 1)")
+    for name in ("clip_norm", "clip_value"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise SettingsError(f"{_flag(name)}: got {value}, wanted more than 0")
+    for name in ("label_noise", "dropout_rate"):
+        if not 0 <= (getattr(settings, name) or 0) < 1:
+            raise SettingsError(
+                f"{_flag(name)}: got {getattr(settings, name)}, wanted a number in"
+                " [0, 1)"
+            )
+
+
+def mesh_shape(settings: Settings, optimizer: str) -> tuple[int, int]:
+    """How the devices are shared out between replicas and the examples of a batch.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name; only Parle has replicas.
+
+    Returns:
+      Length of the mesh along the replicas, and along each batch.
+
+    Raises:
+      SettingsError: if the batch does not divide by its length.
+    """
+    replicas = num_replicas(settings, optimizer) or 1
+    along_replicas = math.gcd(replicas, settings.devices)
+    along_batch = settings.devices // along_replicas
+    if settings.batch_size % along_batch:
+        raise SettingsError(
+            f"--batch-size: got {settings.batch_size}, wanted a multiple of"
+            f" {along_batch}: {settings.devices} devices and {replicas} replicas of"
+            f" {optimizer} are a mesh of {along_replicas} along the replicas and"
+            f" {along_batch} along each batch"
+        )
+    return along_replicas, along_batch
+
+
+def _check_hyperparameter(flag: str, name: str, value: float) -> None:
+    below_one = name.endswith(("momentum", "_decay")) and "weight" not in name
+    below_one = below_one or name in ("b1", "b2", "warmup")
+    if below_one and not 0 <= value < 1:
+        raise SettingsError(f"{flag}: got {value}, wanted a number in [0, 1)")
+    if not 0 <= value < float("inf"):
+        raise SettingsError(f"{flag}: got {value}, wanted a finite number, 0 or more")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

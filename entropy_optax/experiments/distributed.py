@@ -1,0 +1,289 @@
+"""Parle on several processes of JAX's own distributed runtime, started together."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from entropy_optax.experiments import data
+from entropy_optax.experiments.names import ModelName
+from entropy_optax.experiments.settings import SettingsError
+
+# What the processes read.
+IMAGES, LABELS, SETTINGS = "images.npy", "labels.npy", "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """What determines a run's numbers, however many processes share it."""
+
+    model: ModelName = "mlp_small"
+    """Network."""
+    data: str = "mnist-10k"
+    """Images: mnist-10k (shipped), mnist, cifar10, or a folder of idx files."""
+    replicas: int = 4
+    """Replicas of Entropy-SGD."""
+    batch_size: int = 32
+    """Examples per gradient of one replica."""
+    num_outer: int = 60
+    """Outer steps, each of num_steps gradients of every replica."""
+    num_steps: int = 20
+    """Gradients per outer step (L)."""
+    step_size: float = 0.02
+    """Inner rate."""
+    gamma: float = 0.1
+    """Scope."""
+    coupling: float = 0.1
+    """Pull of each replica to the mean of all."""
+    temperature: float = 1e-8
+    """Of the Langevin noise."""
+    seed: int = 0
+    """Of initialisation, order of the batches, dropout and noise."""
+    save_every: int = 10
+    """Outer steps between two checkpoints."""
+
+
+class Share(NamedTuple):
+    """Which images stand where in the batches: a plan that no process count changes.
+
+    Position j of the batches of replica a has images of its own, those whose number
+    leaves the remainder `a * batch_size + j` when divided by the number of all
+    positions, and takes them in a new order in each epoch. So a process reads the
+    images of its own positions and no others.
+
+    Attributes:
+      num_images: in the training set.
+      settings: of the run.
+    """
+
+    num_images: int
+    settings: DistributedSettings
+
+    @property
+    def per_position(self) -> int:
+        """Images of one position, which is gradients per epoch.
+
+        Returns:
+          Their number.
+        """
+        return self.num_images // (self.settings.replicas * self.settings.batch_size)
+
+    def image(self, replica: int, gradient: int, position: int) -> int:
+        """Names one image.
+
+        Args:
+          replica: its number.
+          gradient: number of the replica's gradient.
+          position: in the batch.
+
+        Returns:
+          The image's number in the training set.
+        """
+        epoch, turn = divmod(gradient, self.per_position)
+        row = replica * self.settings.batch_size + position
+        order = np.random.default_rng([self.settings.seed, epoch, row])
+        slot = order.permutation(self.per_position)[turn]
+        return int(slot) * self.settings.replicas * self.settings.batch_size + row
+
+
+def check(settings: DistributedSettings, processes: int, num_images: int) -> None:
+    """Checks that replicas, processes and batch divide.
+
+    Args:
+      settings: of the run.
+      processes: their number.
+      num_images: in the training set.
+
+    Raises:
+      SettingsError: naming the flag, what was given and what is wanted.
+    """
+    numbers = dataclasses.asdict(settings) | {"processes": processes}
+    for name in ("processes", "replicas", "batch_size", "num_outer", "num_steps"):
+        if numbers[name] < 1:
+            flag = name.replace("_", "-")
+            raise SettingsError(f"--{flag}: got {numbers[name]}, wanted 1 or more")
+    if settings.save_every < 1:
+        raise SettingsError(
+            f"--save-every: got {settings.save_every}, wanted 1 or more"
+        )
+    along_batch = processes // np.gcd(processes, settings.replicas)
+    if settings.batch_size % along_batch:
+        raise SettingsError(
+            f"--processes: {processes} processes and {settings.replicas} replicas"
+            f" divide each batch into {along_batch}; --batch-size"
+            f" {settings.batch_size} is no multiple of it"
+        )
+    if Share(num_images, settings).per_position < 1:
+        raise SettingsError(
+            f"--replicas, --batch-size: {settings.replicas} x {settings.batch_size}"
+            f" examples at once, the data has {num_images}"
+        )
+
+
+def launch(
+    settings: DistributedSettings,
+    processes: int,
+    out: pathlib.Path,
+    console: Console,
+) -> int:
+    """Starts all processes on this machine and waits; goes on where it was stopped.
+
+    `OUT/data` holds the training images as arrays of which each process reads its own
+    rows, `OUT/checkpoints` what all of them write, `OUT/process-<i>.log` what each
+    says, and at the end `OUT/params.npz` the params and `OUT/result.json` the error.
+
+    Args:
+      settings: of the run.
+      processes: their number; a run may go on with another one.
+      out: folder of the run.
+      console: where progress goes.
+
+    Returns:
+      The exit code, 0, 1 if a process failed, or 130 after Ctrl-C.
+
+    Raises:
+      SettingsError: if the settings do not fit, or not those that `out` was begun with.
+    """
+    dataset = data.load(settings.data)
+    check(settings, processes, len(dataset.train.labels))
+    _prepare(settings, dataset, out)
+    result = out / "result.json"
+    if result.exists():
+        console.print(f"Done before: {result}", soft_wrap=True, highlight=False)
+        return 0
+    address = f"127.0.0.1:{_free_port()}"
+    workers = []
+    start = time.perf_counter()
+    for index in range(processes):
+        log = (out / f"process-{index}.log").open("w")
+        command = [
+            *(sys.executable, "-m", "entropy_optax.experiments.worker"),
+            *(str(out), address, str(processes), str(index)),
+        ]
+        workers.append(
+            subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=_environment()
+            )
+        )
+        log.close()
+    try:
+        codes = _wait(workers)
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from the last checkpoint.")
+        return 130
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    failed = [index for index, code in enumerate(codes) if code]
+    if failed:
+        log = out / f"process-{failed[0]}.log"
+        console.print(log.read_text()[-2000:], markup=False, highlight=False)
+        console.print(f"Process {failed[0]} failed: {log}", markup=False)
+        return 1
+    _evaluate(settings, dataset, out, processes, time.perf_counter() - start)
+    content = json.loads(result.read_text())
+    console.print(
+        f"{content['gradients']} gradients of {settings.replicas} replicas on"
+        f" {processes} processes: test error {content['test_error']:.2f} % at the"
+        f" centre. {result}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def load_params(path: pathlib.Path, like: Any) -> Any:
+    """Reads the params that a run ended with.
+
+    Args:
+      path: of `params.npz`.
+      like: a tree of the same structure.
+
+    Returns:
+      The tree, of NumPy arrays with a leading axis of replicas.
+    """
+    import jax
+
+    with np.load(path) as arrays:
+        leaves = [arrays[name] for name in sorted(arrays.files)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _prepare(
+    settings: DistributedSettings, dataset: data.Dataset, out: pathlib.Path
+) -> None:
+    folder = out / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = dataclasses.asdict(settings)
+    path = out / SETTINGS
+    if path.exists():
+        begun = json.loads(path.read_text())
+        other = sorted(name for name in wanted if wanted[name] != begun.get(name))
+        if other:
+            raise SettingsError(
+                f"--out: {out} was begun with other settings ({', '.join(other)})"
+            )
+    np.save(folder / IMAGES, dataset.train.images)
+    np.save(folder / LABELS, dataset.train.labels)
+    path.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _environment() -> dict[str, str]:
+    # One device for each process, whatever this one was told.
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def _wait(workers: list[Any]) -> list[int]:
+    # One that dies leaves the others waiting for it, so look at all in turn.
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if None not in codes or any(codes):
+            return [code or 0 for code in codes]
+        time.sleep(0.1)
+
+
+def _evaluate(
+    settings: DistributedSettings,
+    dataset: data.Dataset,
+    out: pathlib.Path,
+    processes: int,
+    seconds: float,
+) -> None:
+    import jax
+
+    from entropy_optax.experiments.image_task import ImageTask
+    from entropy_optax.experiments.settings import Settings
+
+    task = ImageTask(
+        Settings(model=settings.model, batch_size=settings.batch_size), dataset
+    )
+    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
+    replicas = load_params(out / "params.npz", params)
+    center = jax.tree.map(lambda leaf: leaf.mean(axis=0), replicas)
+    score = task.score(task.variables(center, model_state), "test")
+    content = {
+        "settings": dataclasses.asdict(settings),
+        "processes": processes,
+        "gradients": settings.replicas * settings.num_outer * settings.num_steps,
+        "test_error": float(score.error),
+        "seconds": round(seconds, 1),
+    }
+    (out / "result.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,216 @@
+"""One process of a distributed run: `python -m ...worker OUT ADDRESS COUNT INDEX`."""
+
+import functools
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import entropy_optax as eo
+from entropy_optax.experiments.distributed import (
+    IMAGES,
+    LABELS,
+    SETTINGS,
+    DistributedSettings,
+    Share,
+)
+from entropy_optax.experiments.models import MODELS
+from entropy_optax.training import TrainState, linen_carry, linen_train_step
+
+
+class Reader:
+    """Reads the batches of the positions that lie on this process's devices.
+
+    Args:
+      folder: of the arrays, which are mapped into memory: rows that are not asked for
+        are not read.
+      settings: of the run.
+      mesh: with the axes `replica` and `batch`.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: DistributedSettings, mesh: Mesh):
+        self.images = np.load(folder / IMAGES, mmap_mode="r")
+        self.labels = np.load(folder / LABELS, mmap_mode="r")
+        self.rows: set[int] = set()
+        self._share = Share(len(self.labels), settings)
+        self._image = functools.cache(self._share.image)
+        self._settings = settings
+        self._sharding = NamedSharding(mesh, P("replica", None, "batch"))
+
+    def batches(self, outer: int) -> tuple[jax.Array, jax.Array]:
+        """Reads the batches of one outer step.
+
+        Args:
+          outer: its number.
+
+        Returns:
+          Images `[replicas, L, batch, ...]` and labels, each process holding its part.
+        """
+        s = self._settings
+        leading = (s.replicas, s.num_steps, s.batch_size)
+        self._image.cache_clear()
+
+        def read(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+            replicas, steps, positions = (
+                range(*part.indices(size))
+                for part, size in zip(index, leading, strict=False)
+            )
+            rows = np.array(
+                [
+                    [
+                        [self._image(a, outer * s.num_steps + k, j) for j in positions]
+                        for k in steps
+                    ]
+                    for a in replicas
+                ]
+            )
+            self.rows.update(rows.ravel().tolist())
+            return array[rows]
+
+        return (
+            jax.make_array_from_callback(
+                (*leading, *self.images.shape[1:]),
+                self._sharding,
+                functools.partial(read, self.images),
+            ),
+            jax.make_array_from_callback(
+                leading, self._sharding, functools.partial(read, self.labels)
+            ),
+        )
+
+
+def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
+    """Trains from the newest checkpoint to the end.
+
+    Args:
+      out: folder of the run, the same for all processes.
+      address: of process 0, `host:port`.
+      count: number of processes.
+      index: this one's.
+    """
+    say = functools.partial(print, flush=True)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, count, index)
+    settings = DistributedSettings(**json.loads((out / SETTINGS).read_text()))
+    along = int(np.gcd(settings.replicas, jax.device_count()))
+    devices = np.array(jax.devices()).reshape(along, -1)
+    mesh = Mesh(devices, ("replica", "batch"), axis_types=(AxisType.Auto,) * 2)
+    reader = Reader(out / "data", settings, mesh)
+    create, step = _functions(settings, reader.images.shape[1:])
+    places = _places(mesh, jax.eval_shape(create))
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    with ocp.CheckpointManager(
+        (out / "checkpoints").resolve(), options=options
+    ) as manager:
+        begin = manager.latest_step()
+        if begin is None:
+            begin, arrays = 0, jax.jit(create, out_shardings=places)()
+        else:
+            abstract = jax.tree.map(
+                lambda leaf, place: leaf.update(sharding=place),
+                jax.eval_shape(create),
+                places,
+            )
+            arrays = manager.restore(begin, args=ocp.args.StandardRestore(abstract))
+        say(f"process {index} of {count}: from outer step {begin}")
+        step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+        for outer in range(begin, settings.num_outer):
+            arrays, loss = step(arrays, reader.batches(outer))
+            done = outer + 1
+            say(f"outer step {done}: loss {float(loss):.4f}")
+            if done % settings.save_every == 0 and done < settings.num_outer:
+                manager.save(done, args=ocp.args.StandardSave(arrays))
+                manager.wait_until_finished()
+    whole = multihost_utils.process_allgather(arrays["params"], tiled=True)
+    say(f"read {len(reader.rows)} of {len(reader.labels)} images")
+    if index == 0:
+        leaves = jax.tree.leaves(whole)
+        names = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        partial = out / "params.part.npz"
+        np.savez(partial, **names)
+        partial.rename(out / "params.npz")
+    multihost_utils.sync_global_devices("written")
+    jax.distributed.shutdown()
+
+
+def _functions(settings: DistributedSettings, shape: tuple[int, ...]) -> Any:
+    model = MODELS[settings.model](num_classes=10)
+
+    def loss_fn(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
+        images, labels = batch
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), updated.get("batch_stats", {})
+
+    variables = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, *shape)), train=False),
+        jax.random.key(0),
+    )
+    tx = eo.parle(
+        1.0,
+        num_replicas=settings.replicas,
+        coupling=settings.coupling,
+        gamma=settings.gamma,
+        num_steps=settings.num_steps,
+        step_size=settings.step_size,
+        temperature=settings.temperature,
+        key=settings.seed,
+        opaque_mode=True,
+        carry_init=linen_carry(variables.get("batch_stats", {})),
+    )
+    train = linen_train_step(loss_fn, settings.replicas)
+    fields = ("step", "params", "opt_state", "batch_stats", "rng_key")
+
+    def create() -> dict[str, Any]:
+        init_key, rng_key = jax.random.split(jax.random.key(settings.seed))
+        made = model.init(init_key, jnp.zeros((1, *shape)), train=False)
+        state = TrainState.create(
+            apply_fn=model.apply,
+            params=eo.replica_params(made["params"], settings.replicas),
+            tx=tx,
+            batch_stats=eo.replica_params(
+                made.get("batch_stats", {}), settings.replicas
+            ),
+            rng_key=rng_key,
+        )
+        return {name: getattr(state, name) for name in fields}
+
+    def step(arrays: dict[str, Any], batches: Any) -> Any:
+        state, metrics = train(
+            TrainState(apply_fn=model.apply, tx=tx, **arrays), batches
+        )
+        return {name: getattr(state, name) for name in fields}, metrics["loss"]
+
+    return create, step
+
+
+def _places(mesh: Mesh, arrays: Any) -> Any:
+    # All but the count and the key of the dropout has the axis of the replicas.
+    own = ("params", "opt_state", "batch_stats")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, P("replica") if path[0].key in own and leaf.ndim else P()
+        ),
+        arrays,
+    )
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,113 @@
+"""Scopes of different size for different weights: the geometry of pull and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from entropy_optax._arguments import check_scalar, like_leaf, map_unmasked
+
+Geometry = Callable[[optax.Params], Any]
+"""From the outer iterate x to a tree of scales s that broadcast against its leaves."""
+
+
+def leaf_geometry() -> Geometry:
+    r"""Return the geometry in which each leaf has the scope of its own size.
+
+    The scale of a leaf of n weights is its root mean square :math:`\|x_j\| / \sqrt n`,
+    so that noise of standard deviation :math:`r s_j` has a norm of about r times the
+    leaf's. A leaf of zeros has the scale 0.
+
+    Returns:
+      A function from a tree of params to a tree of floats of shape ``()``, for the
+      argument ``geometry`` of :func:`add_scope_pull`, :func:`add_langevin_noise`,
+      :func:`sgld` and :func:`heat`.
+
+    Examples:
+      >>> import entropy_optax as eo, jax.numpy as jnp
+      >>> print(eo.leaf_geometry()({"w": jnp.array([3.0, 4.0, 0.0, 0.0])})["w"])
+      2.5
+    """
+    return lambda params: map_unmasked(lambda leaf: _rms(leaf, None), params)
+
+
+def filter_geometry(vectors: float = 0.0) -> Geometry:
+    r"""Return the geometry in which each filter has the scope of its own size.
+
+    A filter holds the weights of one output channel, the last axis of a kernel in
+    Flax's layout. Its scale is its root mean square :math:`\|x_j\| / \sqrt{n_j}`. A
+    network with ReLUs is then perturbed alike however its layers are scaled against
+    each other, which noise of one size for all weights is not.
+
+    Args:
+      vectors: scale of leaves of less than two dimensions (biases, the scales of
+        normalisation layers), as a fraction of their own root mean square. The default
+        leaves them alone. With a scale of 0 a weight's x' stays at x: average the
+        gradients then (``mean_of="gradients"`` of :func:`local_entropy`), for
+        :math:`x - \mu` is 0.
+
+    Returns:
+      A function from a tree of params to a tree of floats that broadcast against it.
+
+    Raises:
+      ValueError: if ``vectors`` is negative.
+
+    Examples:
+      >>> import entropy_optax as eo, jax.numpy as jnp
+      >>> kernel = jnp.array([[3.0, 1.0], [4.0, 1.0]])  # two inputs, two outputs
+      >>> scales = eo.filter_geometry()({"kernel": kernel, "bias": jnp.ones(2)})
+      >>> print(scales["kernel"].round(2), scales["bias"])
+      [[3.54 1.  ]] 0.0
+
+    References:
+      Li et al., `Visualizing the loss landscape of neural nets
+      <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018, section 4.
+    """
+    check_scalar("vectors", vectors)
+
+    def scale(leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2:
+            return like_leaf(vectors, leaf) * _rms(leaf, None)
+        return _rms(leaf, tuple(range(leaf.ndim - 1)))
+
+    return lambda params: map_unmasked(scale, params)
+
+
+def _rms(leaf: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    size = math.prod(leaf.shape if axes is None else [leaf.shape[a] for a in axes])
+    squares = jnp.sum(jnp.abs(leaf) ** 2, axis=axes, keepdims=axes is not None)
+    return jnp.sqrt(squares / max(size, 1)).astype(jnp.finfo(leaf.dtype).dtype)
+
+
+def scaled(geometry: Geometry | None, anchor: Any, tree: Any, power: int = 1) -> Any:
+    """Return a tree times a power of the scales at x, or as it is without a geometry.
+
+    Args:
+      geometry: None for one scale for all.
+      anchor: x.
+      tree: a tree like x, masked in the same places.
+      power: 1 for noise, 2 for gradients.
+
+    Returns:
+      A tree like ``tree``.
+
+    Raises:
+      ValueError: if there is a geometry and no ``anchor``.
+    """
+    if geometry is None:
+        return tree
+    if anchor is None:
+        raise ValueError(
+            "anchor: a geometry is taken at it, got None. It belongs in the sampler of "
+            "local_entropy, which passes params, anchor and gamma."
+        )
+    return map_unmasked(
+        lambda leaf, s: leaf * jnp.asarray(s, leaf.dtype) ** power,
+        tree,
+        geometry(anchor),
+    )
