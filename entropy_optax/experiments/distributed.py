@@ -115,6 +115,8 @@ def check(settings: DistributedSettings, processes: int, num_images: int) -> Non
         raise SettingsError(
             f"--save-every: got {settings.save_every}, wanted 1 or more"
         )
+    if "lstm" in settings.model:
+        raise SettingsError(f"--model: got {settings.model}, wanted one for images")
     along_batch = processes // np.gcd(processes, settings.replicas)
     if settings.batch_size % along_batch:
         raise SettingsError(
@@ -227,7 +229,7 @@ def _prepare(
     wanted = dataclasses.asdict(settings)
     path = out / SETTINGS
     if path.exists():
-        begun = json.loads(path.read_text())
+        begun = json.loads(path.read_text())["settings"]
         other = sorted(name for name in wanted if wanted[name] != begun.get(name))
         if other:
             raise SettingsError(
@@ -235,7 +237,8 @@ def _prepare(
             )
     np.save(folder / IMAGES, dataset.train.images)
     np.save(folder / LABELS, dataset.train.labels)
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
+    content = {"settings": wanted, "num_classes": dataset.num_classes}
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _free_port() -> int:
@@ -247,7 +250,7 @@ def _free_port() -> int:
 def _environment() -> dict[str, str]:
     # One device for each process, whatever this one was told.
     flags = os.environ.get("XLA_FLAGS", "")
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags).strip()
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

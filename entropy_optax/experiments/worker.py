@@ -100,12 +100,14 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
     say = functools.partial(print, flush=True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, index)
-    settings = DistributedSettings(**json.loads((out / SETTINGS).read_text()))
+    content = json.loads((out / SETTINGS).read_text())
+    settings = DistributedSettings(**content["settings"])
     along = int(np.gcd(settings.replicas, jax.device_count()))
     devices = np.array(jax.devices()).reshape(along, -1)
     mesh = Mesh(devices, ("replica", "batch"), axis_types=(AxisType.Auto,) * 2)
     reader = Reader(out / "data", settings, mesh)
-    create, step = _functions(settings, reader.images.shape[1:])
+    model = MODELS[settings.model](num_classes=content["num_classes"])
+    create, step = _functions(settings, model, reader.images.shape[1:])
     places = _places(mesh, jax.eval_shape(create))
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
@@ -144,9 +146,9 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
     jax.distributed.shutdown()
 
 
-def _functions(settings: DistributedSettings, shape: tuple[int, ...]) -> Any:
-    model = MODELS[settings.model](num_classes=10)
-
+def _functions(
+    settings: DistributedSettings, model: Any, shape: tuple[int, ...]
+) -> tuple[Any, Any]:
     def loss_fn(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
         images, labels = batch
         logits, updated = model.apply(
