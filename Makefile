@@ -115,6 +115,12 @@ bench-measure: env  ## time the instruments and their peak memory, on idle cores
 	$(BIN)/python benchmarks/bench_measure.py $(RECORD)
 	$(BIN)/python benchmarks/table.py $(RECORD) docs/performance.md
 
+.PHONY: bench-scale
+bench-scale: RECORD = benchmarks/results/scale.json
+bench-scale: env  ## time meshes of 1 to 8 devices and 1 to 4 processes, on idle cores (12 minutes)
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/bench_scale.py $(RECORD)
+	$(BIN)/python benchmarks/table.py $(RECORD) docs/scaling.md
+
 .PHONY: notebook
 notebook: env  ## bring the notebooks and their text forms in line, and run them
 	$(BIN)/jupytext --sync notebooks/*.ipynb

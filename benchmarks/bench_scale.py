@@ -35,7 +35,7 @@ from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
 NUM_DEVICES = (1, 2, 4, 8)
 NUM_PROCESSES = (1, 2, 4)
-ROUNDS, PROCESS_ROUNDS = 15, 5
+ROUNDS, PROCESS_ROUNDS = 15, 3
 NUM_STEPS, BATCH, WIDTH = 20, 32, 256
 """Gradients per outer step; examples per gradient of each device; hidden units."""
 SECONDS = 0.3
@@ -209,13 +209,14 @@ def start_processes(name: str, count: int) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     flags = re.sub(r"--xla_force_host\S+", "", os.environ.get("XLA_FLAGS", "")).strip()
+    command = [sys.executable, __file__, "-", "--worker", name, address, str(count)]
+    environment = os.environ | {"XLA_FLAGS": flags}
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, "-", "--worker", name, address, str(count), str(i)],
-            stdout=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": flags}, text=True,
+            [*command, str(i)], stdout=subprocess.PIPE, env=environment, text=True
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise RuntimeError(f"{name}: a process of {count} failed")

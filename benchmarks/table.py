@@ -106,10 +106,45 @@ def instrument_lines(record: dict) -> list[str]:
     return out
 
 
+def scale_lines(record: dict) -> list[str]:
+    out = [
+        f"{measured_on(record['machine_info'])} Outer steps per second, of "
+        f"{record['num_steps']} gradients of {record['batch']} examples on each "
+        "device, over those of one device: median of the rounds' ratios [quartiles]. "
+        f"The params are {record['param_bytes']:,} bytes."
+    ]
+    for title, chosen in (
+        ("one process, so many devices", lambda row: row["processes"] == 1),
+        (
+            "so many processes of one device, over gloo",
+            lambda row: row["processes"] > 1,
+        ),
+    ):
+        # One device's ratio to itself says nothing.
+        rows = [row for row in record["rows"] if chosen(row) and row["devices"] > 1]
+        counts = sorted({row["devices"] for row in rows})
+        cells = {(row["contender"], row["devices"]): row for row in rows}
+        out += ["", f"**{title}**", ""]
+        out.append("| | " + " | ".join(map(str, counts)) + " | bytes per gradient |")
+        out.append("|---" * (len(counts) + 2) + "|")
+        for name in dict.fromkeys(row["contender"] for row in rows):
+            found = [cells[name, count] for count in counts]
+            shown = [
+                f"{row['ratio']:.2f} [{row['quartiles'][0]:.2f}, "
+                f"{row['quartiles'][1]:.2f}], {row['rounds']} rounds"
+                for row in found
+            ]
+            sent = f"{found[-1]['bytes_per_gradient']:,.0f}"
+            out.append(f"| {name} | " + " | ".join([*shown, sent]) + " |")
+    return out
+
+
 def lines(record: dict) -> list[str]:
     machine, rows = record["machine_info"], record["rows"]
     if "instrument" in rows[0]:
         return instrument_lines(record)
+    if "devices" in rows[0]:
+        return scale_lines(record)
     out = [
         f"{measured_on(machine)} Ratio of medians, [quartiles of the "
         f"rounds' own ratios], over {ROUNDS} rounds in turn if none are named."

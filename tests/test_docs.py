@@ -59,10 +59,27 @@ def test_the_errors_that_the_advice_rests_on_are_in_the_results():
     assert not set(quoted) - known
 
 
+def test_the_model_of_larger_machines_is_what_its_script_prints():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "scale_model.py"))
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    shown = page.split("<!-- model:begin -->\n")[1].split("\n<!-- model:end -->")[0]
+    assert shown == "\n".join(script["lines"](json.loads(script["RECORD"].read_text())))
+
+
+def test_the_model_by_hand():
+    """Four devices, 8 bytes, 1 GB/s and 1 us: 12 bytes and 6 messages."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "scale_model.py"))
+    link = script["Link"](1.0, 1.0)
+    seconds = script["all_reduce_seconds"](8, 4, link)
+    assert seconds == pytest.approx(12e-9 + 6e-6)
+    assert script["slowdown"](1e-3, 8, 4, link, 2) == pytest.approx(1 + seconds / 2e-3)
+
+
 @pytest.mark.parametrize("record", BENCHMARKS, ids=lambda record: record.stem)
 def test_the_tables_of_performance_are_those_of_the_records(record):
     script = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
-    page = (ROOT / "docs" / "performance.md").read_text()
+    name = "scaling.md" if record.stem == "scale" else "performance.md"
+    page = (ROOT / "docs" / name).read_text()
     rows = json.loads(record.read_text())
     assert f"<!-- {record.stem}:begin -->" in page
     assert page == script["with_table"](page, record.stem, rows)
