@@ -59,7 +59,7 @@ report: env  ## the tables and figures of results/ from its records
 
 .PHONY: test
 test: lint env  ## lint, types, doctests, README and the fast tests, from nothing
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: lint
 lint: env  ## ruff and pyright

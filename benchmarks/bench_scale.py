@@ -151,6 +151,8 @@ def row(label: str, run: Run, times: list[float], alone: list[float]) -> dict[st
     """Return what is kept: rates as ratios to one device, in the rounds' own pairs."""
     ratios = sorted(one / many for one, many in zip(alone, times, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4)
+    if not all(c.trips for c in run.communicated):
+        raise RuntimeError(f"{label}: a loop of unknown length communicates")
     # An average over the gradients of an outer step; each device sends what it gets.
     sent = sum(c.num_bytes * c.trips for c in run.communicated) / NUM_STEPS
     return {
@@ -217,7 +219,11 @@ def start_processes(name: str, count: int) -> dict[str, Any]:
         )
         for i in range(count)
     ]
-    outputs = [worker.communicate()[0] for worker in workers]
+    try:
+        outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     if any(worker.returncode for worker in workers):
         raise RuntimeError(f"{name}: a process of {count} failed")
     return json.loads(outputs[0].splitlines()[-1])

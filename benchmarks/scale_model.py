@@ -22,7 +22,7 @@ MODELS = ("lenet", "allcnn", "transformer")
 
 
 class Link(NamedTuple):
-    """What a device has to the next one.
+    """What a device has to the next one of the ring.
 
     Attributes:
       gigabytes: per second, in each direction, as published.
@@ -35,7 +35,7 @@ class Link(NamedTuple):
 
 LINKS = {
     "NVLink 4 (H100)": Link(450, 1),
-    "TPU v5e interconnect": Link(200, 1),
+    "TPU v5e, one of four links": Link(50, 1),
     "InfiniBand NDR": Link(50, 5),
     "10 Gb/s Ethernet": Link(1.25, 50),
 }

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from entropy_optax._alias import inner_chain
-from entropy_optax._arguments import ScalarOrSchedule
+from entropy_optax._arguments import ScalarOrSchedule, check_scalar
 from entropy_optax.samplers._noise import Noise
 from entropy_optax.transforms import add_replica_pull, local_entropy, replicate
 
@@ -44,10 +44,10 @@ def parle(
 
     That is gradient descent on :math:`\sum_a \big( -F(x_a) + \tfrac{\rho}{2} \|x_a -
     \bar x\|^2 \big)`, each term up to its own scale. One replica is
-    :func:`entropy_sgd`; coupling 0 is so many of them that never meet; L = 1 is
-    :func:`elastic_averaging`. It is :func:`replicate` of :func:`local_entropy`; see
-    there for the leading axis of all arguments and for many devices. Evaluate at
-    :func:`center_params`.
+    :func:`entropy_sgd`; coupling 0 is so many of them that never meet; L = 1 with
+    ``mean_decay=0`` and no momentum is :func:`elastic_averaging`. It is
+    :func:`replicate` of :func:`local_entropy`; see there for the leading axis of all
+    arguments and for many devices. Evaluate at :func:`center_params`.
 
     ======================== ============================================
     Parle's paper            argument
@@ -187,6 +187,7 @@ def replicated_sgd(
       Pittorino et al., `Entropic gradient descent algorithms and wide flat minima
       <https://arxiv.org/abs/2006.07897>`_, ICLR 2021.
     """
+    _check(momentum, weight_decay)
     return replicate(
         optax.chain(
             optax.add_decayed_weights(weight_decay),
@@ -213,11 +214,11 @@ def elastic_averaging(
       x_a &\leftarrow x_a - \eta \big( \nabla f(x_a) + m v_a + \rho\, (x_a - \bar x)
         \big)
 
-    (without momentum the first line and :math:`m v_a` fall away). The case L = 1 of
-    :func:`parle`, where the inner step is the only one; unlike in
-    :func:`replicated_sgd` the pull stays outside the momentum. The centre is the
-    replicas' mean, not a variable that follows it as in the paper: with its moving
-    rate :math:`\beta = 1` the two are the same.
+    (without momentum the first line and :math:`m v_a` fall away). Without momentum it
+    is the case L = 1 of :func:`parle` with ``mean_decay=0``, where the inner step is
+    the only one; unlike in :func:`replicated_sgd` the pull stays outside the momentum.
+    The centre is the replicas' mean, not a variable that follows it as in the paper:
+    with its moving rate :math:`\beta = 1` that is the mean of one step before.
 
     Args:
       learning_rate: a number or a schedule of the steps.
@@ -246,6 +247,7 @@ def elastic_averaging(
       Zhang, Choromanska and LeCun, `Deep learning with elastic averaging SGD
       <https://arxiv.org/abs/1412.6651>`_, NeurIPS 2015.
     """
+    _check(momentum, weight_decay)
     trace = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
     return replicate(
         optax.chain(
@@ -256,3 +258,9 @@ def elastic_averaging(
         ),
         num_replicas,
     )
+
+
+def _check(momentum: float | None, weight_decay: float) -> None:
+    check_scalar("weight_decay", weight_decay)
+    if momentum is not None:
+        check_scalar("momentum", momentum, maximum=1.0)

@@ -39,6 +39,7 @@ def test_all_instruments_run(bench):
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's high-water mark")
+@pytest.mark.slow
 def test_a_row_has_a_process_of_its_own_with_time_and_peak(tmp_path, table):
     record = tmp_path / "measure.json"
     script = str(BENCHMARKS / "bench_measure.py")

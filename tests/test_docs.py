@@ -66,6 +66,13 @@ def test_the_model_of_larger_machines_is_what_its_script_prints():
     assert shown == "\n".join(script["lines"](json.loads(script["RECORD"].read_text())))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_between_marks_is_empty(page):
+    for name in re.findall(r"<!-- (\w+):begin -->", page.read_text()):
+        between = page.read_text().split(f"<!-- {name}:begin -->")[1]
+        assert "|" in between.split(f"<!-- {name}:end -->")[0], name
+
+
 def test_the_model_by_hand():
     """Four devices, 8 bytes, 1 GB/s and 1 us: 12 bytes and 6 messages."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "scale_model.py"))

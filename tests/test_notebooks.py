@@ -10,8 +10,18 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
+SLOW = ("30_hessian_spectrum", "40_smoothness_and_stability")
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if slow else ())
+        for path in NOTEBOOKS
+        for slow in [path.stem in SLOW]
+    ],
+)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     assert "assert" in notebook.cells[-1].source

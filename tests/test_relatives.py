@@ -223,6 +223,17 @@ def test_skipped_gradients_leave_the_mean():
     assert state.num_nonfinite == 1
 
 
+@MODES
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_a_constant_decay_does_not_shrink_the_mean_gradient(opaque, num_steps):
+    """Of a constant gradient the mean is that gradient, whatever the decay."""
+    found = direction(
+        eo.sgld(0.1), num_steps, jnp.ones_like, X, opaque,
+        gamma=0.3, mean_decay=0.75, mean_of="gradients",
+    )  # fmt: skip
+    np.testing.assert_allclose(found, np.ones(3), rtol=1e-6)
+
+
 def stationary(geometry: Any, num_steps: int = 4000) -> np.ndarray:
     """Return the variances of x' of 500 chains on f = h x^2 / 2 at x = 2."""
     h = jnp.array([0.5, 2.0])
@@ -281,6 +292,8 @@ def test_geometries():
     np.testing.assert_allclose(tenth, 0.353553, rtol=1e-5)
     conv = eo.filter_geometry()(jnp.ones((3, 3, 4, 8)))
     assert conv.shape == (1, 1, 1, 8)
+    small = eo.filter_geometry()(jnp.full((4, 1), 1e-4, jnp.float16))
+    np.testing.assert_allclose(small.astype(jnp.float32), 1e-4, rtol=1e-2)
     half = eo.filter_geometry()(kernel.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
 
@@ -356,6 +369,10 @@ def test_errors():
         eo.scale_by_local_entropy(eo.sgld(0.1), 2, 0.1, mean_of="x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="mean_of must be 'iterates' or 'gradients'"):
         eo.local_entropy(optax.sgd(1.0), eo.sgld(0.1), 2, 0.1, mean_of="x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="scale_by_gamma: the mean of the gradients"):
+        eo.scale_by_local_entropy(
+            eo.sgld(0.1), 2, 0.1, mean_of="gradients", scale_by_gamma=True
+        )
     noise: Any = eo.add_langevin_noise(0.1, 0.1, geometry=eo.leaf_geometry())
     with pytest.raises(ValueError, match="anchor: a geometry is taken at it, got None"):
         noise.update(params, noise.init(params))

@@ -14,7 +14,6 @@ from toy import (
     assert_equal,
     grad_fn,
     make_params,
-    make_rows,
     run_opaque,
     run_single,
 )
@@ -127,9 +126,7 @@ def test_no_replica_has_a_key_that_another_splits_off():
     assert len(np.unique(np.asarray(every), axis=0)) == 4 * 101
 
 
-@MODES
-def test_both_modes_take_the_same_steps(opaque):
-    del opaque
+def test_both_modes_take_the_same_steps():
     ends = []
     for opaque in (True, False):
         tx = eo.parle(0.8, num_replicas=N, coupling=0.4, opaque_mode=opaque, **NOISY)
@@ -460,6 +457,11 @@ def test_errors():
         pull.update(good, pull.init(good))
     with pytest.raises(ValueError, match="coupling must be at least 0, got -1"):
         eo.parle(1.0, coupling=-1.0)
+    for make in (eo.replicated_sgd, eo.elastic_averaging):
+        with pytest.raises(ValueError, match="weight_decay must be at least 0, got -1"):
+            make(0.1, coupling=0.1, weight_decay=-1.0)
+        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
+            make(0.1, coupling=0.1, momentum=1.5)
     for given, message in {
         (-1.0, 1.0, 5): "loss must be at least 0, got -1",
         (1.0, 0.0, 5): "distance must be above 0, got 0",
@@ -481,14 +483,48 @@ def test_no_recompilation_and_no_change_of_types():
     assert types(jax.eval_shape(lambda: state)) == types(after)
 
 
-def test_rows_are_used(monkeypatch):
-    """The data of one replica moves that replica, and the others by the pull alone."""
+def test_each_replica_has_its_own_data():
+    """Without coupling the data of one replica moves that replica alone."""
     data = make_data()
     other = data.at[:, :, 1].add(1.0)
-    tx: Any = eo.parle(0.8, num_replicas=N, coupling=0.0, **NOISY)
+    tx = eo.parle(0.8, num_replicas=N, coupling=0.0, **NOISY)
     (a, _), _ = run(tx, False, starts(), data)
     (b, _), _ = run(tx, False, starts(), other)
     apart = np.abs(np.asarray(a["w"] - b["w"])).max(axis=(1, 2))
     assert apart[1] > 0.1
     assert apart[[0, 2]].max() == 0
-    assert make_rows().shape == (3, 3)
+
+
+@pytest.mark.parametrize("wrap", ["multi_steps", "apply_if_finite"])
+def test_wrappers_that_select_between_states(wrap):
+    """Inside they select for each replica; outside for all. The steps are the same."""
+    local = lambda: eo.local_entropy(
+        optax.chain(eo.add_replica_pull(0.3), optax.sgd(0.8)), eo.sgld(0.1), 2, 0.3
+    )
+    wrapped: Any = {
+        "multi_steps": lambda tx: optax.MultiSteps(tx, 2),
+        "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 2),
+    }[wrap]
+    # MultiSteps is no GradientTransformation, but makes one.
+    as_tx = lambda tx: getattr(tx, "gradient_transformation", lambda: tx)()
+    inside = eo.replicate(as_tx(wrapped(local())), N)
+    outside = as_tx(wrapped(eo.replicate(local(), N)))
+    ends = []
+    for tx in (inside, outside):
+        params: Any = starts()
+        state: Any = tx.init(params)
+        update: Any = jax.jit(tx.update)
+        with jax.debug_key_reuse(False):  # it takes the branches of a select for one
+            for row in make_data(num_outer=2).reshape(-1, N):
+                updates, state = update(jax.vmap(grad_fn)(params, row), state, params)
+                params = optax.apply_updates(params, updates)
+        ends.append(params)
+    assert_close(*ends)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), ends[0], starts())
+    assert moved["w"] > 0.1
+
+
+def test_replicas_of_replicas_are_refused():
+    noisy = eo.replicate(eo.add_langevin_noise(0.1, 1.0), 2)
+    with pytest.raises(ValueError, match=r"holds an array of keys of shape \(2,\)"):
+        eo.replicate(noisy, 2).init(jnp.zeros((2, 2, 3)))

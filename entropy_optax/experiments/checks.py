@@ -51,6 +51,12 @@ def check(settings: Settings) -> None:
             )
     for name in settings.optimizer:
         mesh_shape(settings, name)
+        if "lstm" in settings.model:
+            # A replica's texts would have gaps, and windows of text are no batch.
+            if (num_replicas(settings, name) or 1) > 1:
+                raise SettingsError(f"--optimizer: {name} is for images, with replicas")
+            if settings.devices > 1:
+                raise SettingsError("--devices: text has one, images may have more")
         per_update = gradients_per_update(settings, name)
         if per_update < 1:
             field = "sync-period" if name == "lookahead" else "num-steps"

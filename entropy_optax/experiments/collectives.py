@@ -9,7 +9,7 @@ _KINDS = (
     "collective-broadcast"
 )
 # An asynchronous one is a pair; its start names the operands, its done nothing new.
-_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _CALLED = re.compile(
     r"(?P<how>body|condition|calls|to_apply|true_computation|false_computation|"
@@ -60,8 +60,10 @@ def collectives(hlo: str) -> list[Collective]:
         for line in lines[name]:
             match = _COLLECTIVE.search(line)
             if match:
-                size = _num_bytes(match["type"])
-                kind = match["kind"]
+                kind, sizes = match["kind"], _num_bytes(match["type"])
+                # The start of these has its operands in its type, beside the results.
+                paired = match["start"] and kind != "all-reduce"
+                size = max(sizes) if paired else sum(sizes)
                 found.append(Collective(kind, size, trips, in_loop, conditional))
             known = _TRIPS.search(line)
             for call in _CALLED.finditer(line):
@@ -87,10 +89,10 @@ def _by_computation(hlo: str) -> dict[str, list[str]]:
     return lines
 
 
-def _num_bytes(type_: str) -> int:
-    total = 0
+def _num_bytes(type_: str) -> list[int]:
+    found = []
     for shape in _SHAPE.finditer(type_):
         sizes = [int(size) for size in shape["sizes"].split(",") if size]
         bits = _BITS.search(shape["dtype"])
-        total += math.prod(sizes) * (int(bits[0]) // 8 if bits else 1)
-    return total
+        found.append(math.prod(sizes) * (int(bits[0]) // 8 if bits else 1))
+    return found

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
 from entropy_optax.experiments import meshes, methods
@@ -25,10 +27,12 @@ class Step(NamedTuple):
       init: `(traced, keys) -> arrays`, the state before the first gradient.
       advance: `(arrays, traced, data, indices) -> (arrays, losses)`, `report_every`
         gradients; it donates the arrays.
+      data: the task's, on every device of a mesh.
     """
 
     init: Callable[..., dict[str, Any]]
     advance: Callable[..., tuple[dict[str, Any], jax.Array]]
+    data: Any
 
 
 def draw(streams: Sequence[Iterator[np.ndarray]], count: int) -> np.ndarray:
@@ -82,8 +86,9 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     indices = jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
     arrays = jax.eval_shape(init, traced, keys)
     mesh = meshes.make_mesh(settings, optimizer)
-    places = None
+    places, data = None, task.data
     if mesh is not None:
+        data = jax.device_put(data, NamedSharding(mesh, P()))
         places = meshes.state_shardings(mesh, settings, optimizer, arrays)
         arrays = jax.tree.map(
             lambda leaf, place: leaf.update(sharding=place), arrays, places
@@ -91,8 +96,8 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     init = jax.jit(init, out_shardings=places)
     mapped = over(advance, in_axes=(0, 0, None, 0))
     mapped = jax.jit(mapped, donate_argnums=0, out_shardings=(places, None))
-    lowered = mapped.lower(arrays, traced, task.data, indices)
-    return Step(init, lowered.compile())
+    lowered = mapped.lower(arrays, traced, data, indices)
+    return Step(init, lowered.compile(), data)
 
 
 def state_bytes(task: Task, optimizer: str, settings: Settings) -> int:
@@ -136,7 +141,8 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
         init_key, noise_key, dropout_key = jax.random.split(key, 3)
         params, state = task.init(init_key)
         if replicas is not None:
-            params, state = eo.replica_params((params, state), replicas)
+            params = eo.replica_params(params, replicas)
+            state = eo.replica_params(state, replicas)
         state = TrainState.create(
             apply_fn=lambda: None,
             params=params,

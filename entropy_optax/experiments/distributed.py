@@ -155,44 +155,33 @@ def launch(
     Raises:
       SettingsError: if the settings do not fit, or not those that `out` was begun with.
     """
+    import fcntl  # not on Windows, where the rest of the command line works
+
     dataset = data.load(settings.data)
     check(settings, processes, len(dataset.train.labels))
-    _prepare(settings, dataset, out)
-    result = out / "result.json"
-    if result.exists():
-        console.print(f"Done before: {result}", soft_wrap=True, highlight=False)
-        return 0
-    address = f"127.0.0.1:{_free_port()}"
-    workers = []
-    start = time.perf_counter()
-    for index in range(processes):
-        log = (out / f"process-{index}.log").open("w")
-        command = [
-            *(sys.executable, "-m", "entropy_optax.experiments.worker"),
-            *(str(out), address, str(processes), str(index)),
-        ]
-        workers.append(
-            subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=_environment()
-            )
-        )
-        log.close()
-    try:
-        codes = _wait(workers)
-    except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on from the last checkpoint.")
-        return 130
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    failed = [index for index, code in enumerate(codes) if code]
-    if failed:
-        log = out / f"process-{failed[0]}.log"
-        console.print(log.read_text()[-2000:], markup=False, highlight=False)
-        console.print(f"Process {failed[0]} failed: {log}", markup=False)
-        return 1
-    _evaluate(settings, dataset, out, processes, time.perf_counter() - start)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(f"--out: another run writes to {out}") from None
+        _prepare(settings, dataset, out)
+        result = out / "result.json"
+        if result.exists():
+            console.print(f"Done before: {result}", soft_wrap=True, highlight=False)
+            return 0
+        start = time.perf_counter()
+        try:
+            failed = _work(processes, out)
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command goes on from the last checkpoint.")
+            return 130
+        if failed is not None:
+            log = out / f"process-{failed}.log"
+            console.print(log.read_text()[-2000:], markup=False, highlight=False)
+            console.print(f"Process {failed} failed: {log}", markup=False)
+            return 1
+        _evaluate(settings, dataset, out, processes, time.perf_counter() - start)
     content = json.loads(result.read_text())
     console.print(
         f"{content['gradients']} gradients of {settings.replicas} replicas on"
@@ -224,6 +213,8 @@ def load_params(path: pathlib.Path, like: Any) -> Any:
 def _prepare(
     settings: DistributedSettings, dataset: data.Dataset, out: pathlib.Path
 ) -> None:
+    from entropy_optax.experiments import report
+
     folder = out / "data"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = dataclasses.asdict(settings)
@@ -235,10 +226,12 @@ def _prepare(
             raise SettingsError(
                 f"--out: {out} was begun with other settings ({', '.join(other)})"
             )
+        return
     np.save(folder / IMAGES, dataset.train.images)
     np.save(folder / LABELS, dataset.train.labels)
+    # Last, and whole: what it stands beside is complete.
     content = {"settings": wanted, "num_classes": dataset.num_classes}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    report.replace_json(path, content)
 
 
 def _free_port() -> int:
@@ -251,16 +244,44 @@ def _environment() -> dict[str, str]:
     # One device for each process, whatever this one was told.
     flags = os.environ.get("XLA_FLAGS", "")
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags).strip()
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    one = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    return os.environ | one
 
 
-def _wait(workers: list[Any]) -> list[int]:
-    # One that dies leaves the others waiting for it, so look at all in turn.
-    while True:
-        codes = [worker.poll() for worker in workers]
-        if None not in codes or any(codes):
-            return [code or 0 for code in codes]
-        time.sleep(0.1)
+def _work(processes: int, out: pathlib.Path) -> int | None:
+    # To the end of all, or of one that failed: then its number.
+    address = f"127.0.0.1:{_free_port()}"
+    workers: list[Any] = []
+    try:
+        for index in range(processes):
+            with (out / f"process-{index}.log").open("w") as log:
+                worker = subprocess.Popen(
+                    _command(out, address, processes, index),
+                    stdin=subprocess.PIPE,  # its end tells a worker that we are gone
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(),
+                )
+            workers.append(worker)
+        # One that dies leaves the others waiting for it, so look at all in turn.
+        while True:
+            codes = [worker.poll() for worker in workers]
+            failed = [index for index, code in enumerate(codes) if code]
+            if failed:
+                return failed[0]
+            if None not in codes:
+                return None
+            time.sleep(0.1)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            worker.stdin.close()
+
+
+def _command(out: pathlib.Path, address: str, count: int, index: int) -> list[str]:
+    module = "entropy_optax.experiments.worker"
+    return [sys.executable, "-m", module, str(out), address, str(count), str(index)]
 
 
 def _evaluate(
@@ -272,13 +293,14 @@ def _evaluate(
 ) -> None:
     import jax
 
+    from entropy_optax.experiments import report
     from entropy_optax.experiments.image_task import ImageTask
     from entropy_optax.experiments.settings import Settings
 
     task = ImageTask(
         Settings(model=settings.model, batch_size=settings.batch_size), dataset
     )
-    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
+    params, model_state = task.init(jax.random.key(0))
     replicas = load_params(out / "params.npz", params)
     center = jax.tree.map(lambda leaf: leaf.mean(axis=0), replicas)
     score = task.score(task.variables(center, model_state), "test")
@@ -289,4 +311,4 @@ def _evaluate(
         "test_error": float(score.error),
         "seconds": round(seconds, 1),
     }
-    (out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+    report.replace_json(out / "result.json", content)

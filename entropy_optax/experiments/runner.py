@@ -104,7 +104,7 @@ class Experiment:
             raise ValueError("members: differ in more than numbers that are traced")
         chunk = settings.report_every
         start = time.perf_counter()
-        init, advance = self._step(optimizer, settings, len(members))
+        init, advance, data = self._step(optimizer, settings, len(members))
         compile_seconds = time.perf_counter() - start
         traced = [methods.split_settings(optimizer, m.settings)[0] for m in members]
         traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *traced)
@@ -130,7 +130,7 @@ class Experiment:
         for done in range(begin + chunk, settings.num_gradients + 1, chunk):
             start = time.perf_counter()
             indices = draw(streams, draws)
-            arrays, losses = advance(arrays, traced, self.task.data, indices)
+            arrays, losses = advance(arrays, traced, data, indices)
             losses = np.asarray(losses)  # waits for the device
             seconds = time.perf_counter() - start
             last = done == settings.num_gradients

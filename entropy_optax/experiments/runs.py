@@ -13,7 +13,7 @@ class Progress(NamedTuple):
     Attributes:
       optimizer: its name.
       seed: of the run.
-      gradients: gradient evaluations done.
+      gradients: gradient evaluations done, of each replica.
       loss: mean training loss over the newest `report_every` gradients, in nats.
       rate: the scheduled rate that was in force.
       seconds: spent on training so far, compilation and evaluation apart.

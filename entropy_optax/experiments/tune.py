@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entropy_optax.experiments import report, tune_report
+from entropy_optax.experiments import meshes, report, tune_report
 from entropy_optax.experiments.grid import (
     Grid,
     configurations,
@@ -46,6 +46,7 @@ def tune(
       The exit code, 0 or 130 after Ctrl-C.
     """
     grid = load_grid(grid_name)
+    meshes.use_devices(grid.settings)
     try:
         results = search(grid, out / "grid.json", console)
     except KeyboardInterrupt:

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import pathlib
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -59,7 +61,7 @@ class Reader:
         leading = (s.replicas, s.num_steps, s.batch_size)
         self._image.cache_clear()
 
-        def read(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        def read(array: np.ndarray, index: Any) -> np.ndarray:
             replicas, steps, positions = (
                 range(*part.indices(size))
                 for part, size in zip(index, leading, strict=False)
@@ -97,6 +99,7 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
       count: number of processes.
       index: this one's.
     """
+    threading.Thread(target=_leave_with_the_launcher, daemon=True).start()
     say = functools.partial(print, flush=True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, index)
@@ -135,15 +138,22 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
                 manager.save(done, args=ocp.args.StandardSave(arrays))
                 manager.wait_until_finished()
     whole = multihost_utils.process_allgather(arrays["params"], tiled=True)
-    say(f"read {len(reader.rows)} of {len(reader.labels)} images")
+    numbers = f"read {len(reader.rows)} of {len(reader.labels)} images, numbers"
+    say(f"{numbers} {min(reader.rows)} to {max(reader.rows)}, sum {sum(reader.rows)}")
     if index == 0:
         leaves = jax.tree.leaves(whole)
-        names = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        names: Any = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         partial = out / "params.part.npz"
         np.savez(partial, **names)
         partial.rename(out / "params.npz")
     multihost_utils.sync_global_devices("written")
     jax.distributed.shutdown()
+
+
+def _leave_with_the_launcher() -> None:
+    # The pipe ends when the launcher does, however it was killed.
+    os.read(0, 1)  # unbuffered: a lock of the interpreter would outlive it
+    os._exit(1)
 
 
 def _functions(
@@ -161,6 +171,7 @@ def _functions(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses), updated.get("batch_stats", {})
 
+    keys = lambda: jax.random.split(jax.random.key(settings.seed), 3)
     variables = jax.eval_shape(
         lambda key: model.init(key, jnp.zeros((1, *shape)), train=False),
         jax.random.key(0),
@@ -173,7 +184,7 @@ def _functions(
         num_steps=settings.num_steps,
         step_size=settings.step_size,
         temperature=settings.temperature,
-        key=settings.seed,
+        key=keys()[2],
         opaque_mode=True,
         carry_init=linen_carry(variables.get("batch_stats", {})),
     )
@@ -181,7 +192,7 @@ def _functions(
     fields = ("step", "params", "opt_state", "batch_stats", "rng_key")
 
     def create() -> dict[str, Any]:
-        init_key, rng_key = jax.random.split(jax.random.key(settings.seed))
+        init_key, rng_key, _ = keys()
         made = model.init(init_key, jnp.zeros((1, *shape)), train=False)
         state = TrainState.create(
             apply_fn=model.apply,

@@ -21,7 +21,9 @@ def leaf_geometry() -> Geometry:
 
     The scale of a leaf of n weights is its root mean square :math:`\|x_j\| / \sqrt n`,
     so that noise of standard deviation :math:`r s_j` has a norm of about r times the
-    leaf's. A leaf of zeros has the scale 0.
+    leaf's. A leaf of zeros, as a bias at the start, has the scale 0: its x' stays at x,
+    so that :math:`x - \mu` would never move it. Average the gradients instead
+    (``mean_of="gradients"`` of :func:`local_entropy`).
 
     Returns:
       A function from a tree of params to a tree of floats of shape ``()``, for the
@@ -80,7 +82,9 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
 
 def _rms(leaf: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
     size = math.prod(leaf.shape if axes is None else [leaf.shape[a] for a in axes])
-    squares = jnp.sum(jnp.abs(leaf) ** 2, axis=axes, keepdims=axes is not None)
+    # In float32 at least: in float16 the square of 1e-4 is 0, that of 256 infinite.
+    wide = jnp.abs(leaf.astype(jnp.result_type(leaf, jnp.float32)))
+    squares = jnp.sum(wide**2, axis=axes, keepdims=axes is not None)
     return jnp.sqrt(squares / max(size, 1)).astype(jnp.finfo(leaf.dtype).dtype)
 
 

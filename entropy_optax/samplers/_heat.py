@@ -42,7 +42,8 @@ def heat(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Move x' to Gaussian perturbations of x, whatever the gradients are.
 
-    In the place of :func:`sgld`, with the mean of the gradients, it makes
+    In the place of :func:`sgld`, with the plain mean of the gradients
+    (``mean_of="gradients", mean_decay=lambda k: k / (k + 1)``), it makes
     :func:`local_entropy` descend the loss smoothed by the heat equation,
 
     .. math::
@@ -56,8 +57,8 @@ def heat(
 
     Inner gradient number 1 is taken at x itself and the others at :math:`x + r \sqrt{L
     / (L - 1)}\, s\, \xi`, so that all L together have the covariance :math:`r^2 s^2`:
-    exact for losses up to the fourth degree, and of the order :math:`r^4 / L` beyond.
-    It costs L gradients, and with L = 1 is the gradient at x.
+    exact for losses up to the fourth degree, and of the order :math:`r^4 / L` beyond,
+    with weights of 1 / L. It costs L gradients, and with L = 1 is the gradient at x.
 
     Args:
       radius: r, a number or a schedule of the outer step.

@@ -195,7 +195,8 @@ def sgld(
       geometry: None, or a function of x that gives scales s for an anisotropic scope
         (:func:`leaf_geometry`, :func:`filter_geometry`). The step is then
         preconditioned: :math:`s^2` multiplies the gradient with its momentum, s the
-        noise.
+        noise. Where s may be 0, as for biases, take ``mean_of="gradients"`` of
+        :func:`local_entropy`, for x' stays at x there.
       key: typed PRNG key or integer seed. Give each noise in one optimizer, those of
         the branches of ``optax.partition`` too, a key of its own.
 

@@ -11,7 +11,7 @@ import optax
 from flax.training import train_state
 
 from entropy_optax._arguments import copy, typed_key
-from entropy_optax.training._steps import num_batches, take_gradients
+from entropy_optax.training._steps import along_replicas, num_batches, take_gradients
 from entropy_optax.transforms._evaluation import outer_params
 
 # (params, batch_stats, batch, rng_key) -> (loss, new_batch_stats)
@@ -31,7 +31,7 @@ class TrainState(train_state.TrainState):
       batch_stats: running statistics of BatchNorm, ``{}`` for a model without. They
         follow x': re-estimate them at ``eval_params`` before an evaluation.
       rng_key: typed PRNG key, never changed; gradient number n gets
-        ``jax.random.fold_in(rng_key, n)``.
+        ``jax.random.fold_in(rng_key, n)``, of replica a of R ``n * R + a``.
     """
 
     batch_stats: Any
@@ -171,6 +171,7 @@ def linen_train_step(
         if num_replicas is not None:
             replica = jnp.arange(num_replicas, dtype=jnp.int32)[:, None]
             numbers = numbers[None] * num_replicas + replica
+            numbers = along_replicas(numbers, batches)
             fold = jax.vmap(fold, (None, 0))
         keys = fold(state.rng_key, numbers)
         params, batch_stats, opt_state, loss = take_gradients(

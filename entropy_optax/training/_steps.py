@@ -132,14 +132,16 @@ def take_gradients(
         first, grad_fn = pick(0), lambda p, i, carry: take(p, pick(i), carry)
         # Numbers in the batches' place: batches[1:] would be a second copy of the data.
         rest = jnp.arange(1, length)
-        losses = jnp.zeros([], jnp.float32)
     else:
         first = jax.tree.map(lambda leaf: leaf[:, 0], batches)
         rest = jax.tree.map(lambda leaf: leaf[:, 1:], batches)
         grad_fn = take
-        losses = jnp.zeros(num_replicas, jnp.float32)
-    start = {state_name: model_state, "loss": losses}
-    grads, carry = over(take)(params, first, start)
+
+    def begin(params: optax.Params, batch: Any, model_state: Any) -> tuple[Any, Any]:
+        zero = jnp.zeros([], jnp.float32)
+        return take(params, batch, {state_name: model_state, "loss": zero})
+
+    grads, carry = over(begin)(params, first, model_state)
     update = optax.with_extra_args_support(tx).update
     try:
         updates, opt_state = update(
@@ -156,6 +158,17 @@ def take_gradients(
     params = optax.apply_updates(params, updates)
     loss = jnp.mean(carry["loss"]) / length
     return params, carry[state_name], _copy_carry(opt_state), loss
+
+
+def along_replicas(array: jax.Array, batches: Any) -> jax.Array:
+    """Return an array whose leading axis lies on an explicit mesh as the batches' does.
+
+    There ``jax.vmap`` takes no arrays that lie in different ways.
+    """
+    spec = jax.typeof(jax.tree.leaves(batches)[0]).sharding.spec
+    if not spec or spec[0] is None:
+        return array
+    return jax.sharding.reshard(array, jax.sharding.PartitionSpec(spec[0]))
 
 
 def _copy_carry(opt_state: optax.OptState) -> optax.OptState:

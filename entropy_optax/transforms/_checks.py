@@ -25,14 +25,20 @@ def check_batches(batches: Any, length: int) -> None:
             )
 
 
-def check_mean_of(mean_of: Any) -> None:
+def check_mean_of(mean_of: Any, scale_by_gamma: bool) -> None:
     """Raise if it is not known what mu is to be the mean of.
 
     Raises:
-      ValueError: if it is neither ``"iterates"`` nor ``"gradients"``.
+      ValueError: if it is neither ``"iterates"`` nor ``"gradients"``, or the gradients,
+        which hold the scope already, are to be multiplied by it.
     """
     if mean_of not in ("iterates", "gradients"):
         raise ValueError(f"mean_of must be 'iterates' or 'gradients', got {mean_of!r}.")
+    if mean_of == "gradients" and scale_by_gamma:
+        raise ValueError(
+            "scale_by_gamma: the mean of the gradients holds the scope already; got "
+            "True with mean_of='gradients'."
+        )
 
 
 def check_num_replicas(num_replicas: Any) -> int:

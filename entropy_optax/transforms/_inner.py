@@ -128,6 +128,9 @@ def inner_step(
         updates = optax.tree.cast_like(updates, position)
         moved = optax.apply_updates(position, updates)
         decay = at_step(mean_decay, step)
+        if mean_of == "gradients":
+            # There is no old mean yet: a zero gradient would make it too small.
+            decay = jnp.where(jnp.asarray(step) == 0, 0.0, decay)
         mean = jax.tree.map(
             lambda m, p: like_leaf(decay, m) * m + like_leaf(1 - decay, m) * p,
             inner.mean,

@@ -81,7 +81,7 @@ def one_gradient_per_call(
     num_steps = check_num_steps(num_steps)
     check_scalar("gamma", gamma)
     check_scalar("mean_decay", mean_decay, maximum=1.0)
-    check_mean_of(mean_of)
+    check_mean_of(mean_of, scale_by_gamma)
     inner_chain = optax.with_extra_args_support(sampler)
     outer_chain = optax.with_extra_args_support(optimizer)
 

@@ -118,7 +118,9 @@ def _offset(param: jax.Array) -> jax.Array:
     # In float32: the mean of bfloat16 weights would be rounded to one of them.
     wide = param.astype(jnp.result_type(param, jnp.float32))
     try:
-        return wide - jax.lax.pmean(wide, _AXIS)
+        # Under vmap nothing is gathered: it is the array itself with its axis. (On an
+        # explicit mesh pmean gives its result the axis's sharding.)
+        return wide - jnp.mean(jax.lax.all_gather(wide, _AXIS), axis=0)
     except NameError:
         raise ValueError(
             "add_replica_pull works within replicate(optimizer, num_replicas) alone: "
@@ -164,12 +166,14 @@ def replicate(
 
     Returns:
       A transformation whose state is that of ``optimizer`` with the leading axis (but
-      for the inner count of a local entropy, which is one for all). The first replica's
+      for the inner count of a local entropy, which is one for all, so that its outer
+      step runs once in L calls; within a wrapper such as ``optax.MultiSteps`` it is
+      computed at each call, and selected: wrap outside instead). The first replica's
       PRNG keys are those of ``optimizer`` itself, the others' are folded from them.
 
     Raises:
       ValueError: if ``num_replicas`` is less than 1; in ``init`` and ``update`` if a
-        leaf has not the leading axis.
+        leaf has not the leading axis, or the state holds an array of PRNG keys.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
@@ -212,13 +216,14 @@ def replicate(
             return inner.update(updates, state, params, **arrays, **functions)
 
         axes = _axes(state)
-        return jax.vmap(
+        moves, new_state = jax.vmap(
             update_one,
             in_axes=(0, axes, 0, 0),
             out_axes=(0, axes),
             axis_name=_AXIS,
             axis_size=num_replicas,
         )(updates, state, params, arrays)
+        return moves, jax.tree.map(_placed_like, new_state, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -227,17 +232,28 @@ def _axes(state: optax.OptState) -> Any:
     """Return 0 for each leaf, but None for the inner count of a local entropy.
 
     With one count for all replicas "is this the last step?" has one answer, and the
-    outer step with its communication stays in the branch of a real condition.
+    outer step with its communication stays in the branch of a real condition. A wrapper
+    that selects between states, as ``optax.MultiSteps``, does so for each replica: what
+    lies in one keeps the axis.
     """
-    return jax.tree.map(
-        lambda node: (
-            jax.tree.map(lambda _: 0, node)._replace(inner_count=None)
-            if isinstance(node, LocalEntropyState)
-            else 0
-        ),
-        state,
-        is_leaf=lambda node: isinstance(node, LocalEntropyState),
+
+    def axis(path: tuple[Any, ...], node: Any) -> Any:
+        in_chains = all(isinstance(k, jax.tree_util.SequenceKey) for k in path)
+        if not (isinstance(node, LocalEntropyState) and in_chains):
+            return jax.tree.map(lambda _: 0, node)
+        return jax.tree.map(lambda _: 0, node)._replace(inner_count=None)
+
+    return jax.tree_util.tree_map_with_path(
+        axis, state, is_leaf=lambda node: isinstance(node, LocalEntropyState)
     )
+
+
+def _placed_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    # On an explicit mesh what is one for all replicas comes out of vmap unsharded.
+    spec = jax.typeof(old).sharding.spec
+    if jax.typeof(new).sharding.spec == spec:
+        return new
+    return jax.sharding.reshard(new, spec)
 
 
 def _with_own_keys(state: optax.OptState) -> optax.OptState:
@@ -247,6 +263,12 @@ def _with_own_keys(state: optax.OptState) -> optax.OptState:
     def own(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if not is_key(path, leaf):
             return leaf
+        if leaf.ndim > (0 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 1):
+            raise ValueError(
+                f"optimizer{jax.tree_util.keystr(path)}: its state holds an array of "
+                f"keys of shape {leaf.shape}, wanted single ones. Replicas of replicas "
+                "are one axis of all of them."
+            )
         # jax.random.split takes the numbers from 0 up: these are never its own.
         folded = jax.random.fold_in(leaf, jnp.uint32(0) - replica)
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # a legacy key

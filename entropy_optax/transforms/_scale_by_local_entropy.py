@@ -52,8 +52,7 @@ class ScaleByLocalEntropyState(NamedTuple):
       gamma: scope in force in the last step.
       distance: ||x - mu|| in the last step, or the norm of the mean gradient.
       displacement: mean of ||x' - x|| over the inner steps of the last step.
-      sampler_state: what outlives an outer step: the PRNG keys of the sampler, or its
-        whole state if it is not reset.
+      sampler_state: the sampler's PRNG keys, or its whole state if it is not reset.
       carry: the last carry that ``grad_fn`` returned, or None.
     """
 
@@ -135,7 +134,8 @@ def scale_by_local_entropy(
       mean_of: ``"iterates"``, or ``"gradients"``: then the output is the running mean
         of the inner gradients. Under the modified Gibbs distribution :math:`\gamma (x -
         \langle x' \rangle) = \langle \nabla f(x') \rangle`, so it estimates the
-        gradient itself, not up to the scope.
+        gradient itself, not up to the scope. The first has the weight 1 until others
+        come; skipped, it counts as zero.
       scale_by_gamma: whether to multiply the output by the scope in force.
       reset_sampler: whether each outer step begins with a fresh sampler state. PRNG
         keys are never reset.
@@ -187,7 +187,7 @@ def scale_by_local_entropy(
     num_steps = check_num_steps(num_steps)
     check_scalar("gamma", gamma)
     check_scalar("mean_decay", mean_decay, maximum=1.0)
-    check_mean_of(mean_of)
+    check_mean_of(mean_of, scale_by_gamma)
     inner_chain = optax.with_extra_args_support(sampler)
     step = partial(inner_step, inner_chain, mean_decay, mean_of, skip_nonfinite)
 

@@ -1,6 +1,7 @@
 """Parle in the runner, on one device and on several; and on several processes."""
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -16,8 +17,16 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
-from entropy_optax.experiments import checks, distributed, meshes, settings, worker
+from entropy_optax.experiments import (
+    checks,
+    distributed,
+    meshes,
+    methods,
+    settings,
+    worker,
+)
 from entropy_optax.experiments.cli import main
+from entropy_optax.experiments.compiled import compile_step
 from entropy_optax.experiments.distributed import DistributedSettings, Share
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.settings import SettingsError, from_dict
@@ -73,9 +82,7 @@ def test_the_gradients_of_all_replicas_count(data_folder):
 @pytest.mark.parametrize(
     ("optimizer", "devices", "replicas", "shape"),
     [
-        ("parle", 2, 2, (2, 1)),
-        ("parle", 4, 3, (1, 4)),
-        ("parle", 8, 2, (2, 4)),
+        ("parle", 4, 2, (2, 2)),
         ("sgd", 4, 1, (1, 4)),
     ],
 )
@@ -86,14 +93,20 @@ def test_several_devices_give_one_devices_result(
         settings.Settings, {**NUMBERS, "devices": devices, "replicas": replicas}
     )
     assert checks.mesh_shape(chosen, optimizer) == shape
+    step = compile_step(make_task(chosen), optimizer, chosen, 1)
+    traced, _ = methods.split_settings(optimizer, chosen)
+    traced = jax.tree.map(lambda leaf: leaf[None], traced)
+    arrays = step.init(traced, jax.random.key(0)[None])
+    for leaf in jax.tree.leaves((arrays["params"], step.data)):
+        assert len(leaf.sharding.device_set) == devices
     many, params = ends(optimizer, devices=devices, replicas=replicas)
     one, wanted = ends(optimizer, replicas=replicas)
     close(params, wanted, rtol=1e-3)
     assert many.gradients == one.gradients
 
 
-def test_without_coupling_nothing_is_drawn_together(data_folder):
-    """Coupling 0 is another program, and other params."""
+def test_the_coupling_of_the_settings_is_felt(data_folder):
+    """Without it another program is compiled."""
     _, apart = ends(parle={**NUMBERS["parle"], "coupling": 0.0})
     _, pulled = ends(parle={**NUMBERS["parle"], "coupling": 0.5})
     assert max(
@@ -108,6 +121,7 @@ def test_the_command_line_on_a_forced_mesh(tmp_path):
     program = f"""
 import sys
 from entropy_optax.experiments.cli import main
+from entropy_optax.experiments.compiled import compile_step
 import jax
 code = main(["train", "--model", "mlp_small", "--optimizer", "parle", "--replicas", "3",
     "--devices", "4", "--seeds", "0", "--num-gradients", "40", "--evaluate-every", "40",
@@ -147,7 +161,7 @@ def test_errors_name_the_mismatch(flags, message, capsys, tmp_path):
 
 # Several processes.
 TINY = DistributedSettings(
-    data="tiny", replicas=2, batch_size=8, num_outer=6, num_steps=4, save_every=2,
+    data="tiny", replicas=2, batch_size=8, num_outer=12, num_steps=4, save_every=2,
     temperature=1e-6,
 )  # fmt: skip
 
@@ -218,8 +232,8 @@ def params(out):
         return {name: arrays[name] for name in arrays.files}
 
 
-def kill_after_a_checkpoint(out, processes):
-    """Start a run in a process group of its own and kill all of it in the middle."""
+def kill_after_a_checkpoint(out, processes, whole_group=True):
+    """Start a run in a process group of its own and kill it in the middle."""
     program = [sys.executable, "-m", "entropy_optax.experiments"]
     group = subprocess.Popen(
         [*program, *command(out, processes)],
@@ -228,20 +242,35 @@ def kill_after_a_checkpoint(out, processes):
     names = lambda: (path.name for path in (out / "checkpoints").glob("*"))
     saved = lambda: [int(name) for name in names() if name.isdigit()]
     deadline = time.monotonic() + 120
-    while not saved():
-        assert time.monotonic() < deadline
-        assert group.poll() is None
-        time.sleep(0.01)
-    os.killpg(group.pid, signal.SIGKILL)
-    group.wait()
+    try:
+        while not saved():
+            assert time.monotonic() < deadline
+            assert group.poll() is None
+            time.sleep(0.01)
+    finally:
+        if whole_group:
+            os.killpg(group.pid, signal.SIGKILL)
+        else:
+            group.kill()
+        group.wait()
     assert not (out / "params.npz").exists()
     return max(saved())
 
 
-def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
+@pytest.mark.parametrize(
+    "whole_group",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["all", "launcher"],
+)
+def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path, whole_group):
+    """Killed with all its processes, or the launcher alone: the others then leave."""
     out = tmp_path / "killed"
-    step = kill_after_a_checkpoint(out, 2)
-    assert step in (2, 4)
+    step = kill_after_a_checkpoint(out, 2, whole_group)
+    assert step in range(2, 12, 2)
+    if not whole_group:
+        time.sleep(1)
+    assert not still_running(out)
+    step = max(int(path.name) for path in (out / "checkpoints").glob("[0-9]*"))
     assert main(command(out, 2)) == 0
     for i in (0, 1):
         assert f"from outer step {step}" in (out / f"process-{i}.log").read_text()
@@ -250,23 +279,43 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
         np.testing.assert_array_equal(found, wanted[name])
 
 
+def still_running(out):
+    """Return the processes whose command line names the folder."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"worker {out}"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.split()
+
+
+def rows_read(out, process):
+    """Return how many images a process read, and the sum of their numbers."""
+    said = (out / f"process-{process}.log").read_text().rsplit("read ", 1)[1]
+    return int(said.split()[0]), int(said.rsplit("sum ", 1)[1])
+
+
 def test_each_process_reads_its_share_and_all_agree_with_one(whole, tmp_path):
-    """One process gives the params of two, to rounding; each of two read half."""
-    shares = [
-        int((whole / f"process-{i}.log").read_text().rsplit("read ", 1)[1].split()[0])
-        for i in (0, 1)
-    ]
+    """One process gives the params of two, to rounding; each of two read its half."""
     out = tmp_path / "one"
     assert main(command(out, 1)) == 0
-    alone = int((out / "process-0.log").read_text().rsplit("read ", 1)[1].split()[0])
-    assert sum(shares) == alone
-    assert shares[0] == shares[1]
+    (first, first_sum), (second, second_sum) = (rows_read(whole, i) for i in (0, 1))
+    alone, alone_sum = rows_read(out, 0)
+    assert first == second == alone / 2
+    # Positions 0 .. 7 of each 16 images are replica 0's, the others replica 1's.
+    assert second_sum - first_sum == 8 * first
+    assert first_sum + second_sum == alone_sum
     wanted = params(whole)
     for name, found in params(out).items():
         np.testing.assert_allclose(found, wanted[name], rtol=1e-4, atol=1e-6)
     record = json.loads((out / "result.json").read_text())
-    assert record["gradients"] == 2 * 6 * 4
+    assert record["gradients"] == 2 * 12 * 4
     assert 0 <= record["test_error"] <= 100
+
+
+def test_a_network_with_batch_statistics(tiny_data, tmp_path):
+    """They are re-estimated at the centre."""
+    flags = ("--model=mnistfc_bn", "--num-outer=1", "--save-every=1")
+    assert main(command(tmp_path / "bn", 1, *flags)) == 0
+    assert (tmp_path / "bn" / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -298,13 +347,34 @@ def test_what_a_command_says_before_it_starts(whole, capsys):
 
 
 def test_a_process_that_fails_ends_the_run(tiny_data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "_prepare", lambda *args: None)
-    tmp_path.joinpath("x").mkdir()
-    code = distributed.launch(TINY, 1, tmp_path / "x", Console())
-    assert code == 1
+    """The other waits for it in vain, and is killed."""
+    own = distributed._command
+    fails = [sys.executable, "-c", "raise SystemExit('no room')"]
+    monkeypatch.setattr(
+        distributed, "_command", lambda *args: fails if args[-1] else own(*args)
+    )
+    assert distributed.launch(TINY, 2, tmp_path / "x", Console()) == 1
     out = capsys.readouterr().out
-    assert "FileNotFoundError" in out
-    assert "Process 0 failed" in out
+    assert "no room" in out
+    assert "Process 1 failed" in out
+    assert not still_running(tmp_path / "x")
+
+
+def test_two_runs_do_not_share_a_folder(tiny_data, tmp_path, capsys):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(command(tmp_path, 2)) == 2
+    assert "another run writes to" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, "parle is for images"), ({"optimizer": ("sgd",), "devices": 2}, "text has")],
+)
+def test_text_has_no_replicas_and_one_device(changes, message):
+    chosen = from_dict(settings.Settings, {**NUMBERS, "model": "char_lstm"})
+    with pytest.raises(SettingsError, match=message):
+        checks.check(dataclasses.replace(chosen, **changes))
 
 
 def test_one_device_needs_no_mesh():

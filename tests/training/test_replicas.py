@@ -20,6 +20,8 @@ from frameworks import (
     nnx_loss,
     random_batches,
 )
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
 from entropy_optax.training import (
@@ -44,7 +46,9 @@ def settings(opaque: bool, carry: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_linen(opaque: bool, n: int, batches: Any, coupling: float = 0.3) -> TrainState:
+def run_linen(
+    opaque: bool, n: int, batches: Any, coupling: float = 0.3, place: Any = lambda x: x
+) -> TrainState:
     variables = linen_init(jax.random.key(0), random_batches()[0])
     stats = variables["batch_stats"]
     tx = eo.parle(
@@ -52,9 +56,9 @@ def run_linen(opaque: bool, n: int, batches: Any, coupling: float = 0.3) -> Trai
     )
     state = TrainState.create(
         apply_fn=LinenModel().apply,
-        params=eo.replica_params(variables["params"], n),
+        params=jax.tree.map(place, eo.replica_params(variables["params"], n)),
         tx=tx,
-        batch_stats=eo.replica_params(stats, n),
+        batch_stats=jax.tree.map(place, eo.replica_params(stats, n)),
         rng_key=jax.random.key(7),
     )
     step = jax.jit(linen_train_step(linen_loss, num_replicas=n), donate_argnums=0)
@@ -174,6 +178,27 @@ def test_any_other_replicated_optimizer():
         np.testing.assert_allclose(found[i], one, rtol=1e-5)
         losses.append(value)
     np.testing.assert_allclose(mean, np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
+)
+@MODES
+def test_a_train_step_on_a_mesh(kind, opaque):
+    """Params, statistics, batches and dropout keys of each replica on its device."""
+    batches = random_batches(OUTER, N, L)
+    single = run_linen(opaque, N, batches)
+    mesh = jax.make_mesh((N,), ("replica",), (kind,), devices=jax.devices()[:N])
+    with jax.set_mesh(mesh):
+        place = lambda spec: (
+            lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec))
+        )
+        spread = jax.tree.map(place(P(None, "replica")), batches)
+        many = run_linen(opaque, N, spread, place=place(P("replica")))
+    close(many.params, single.params)
+    close(many.batch_stats, single.batch_stats)
+    for leaf in jax.tree.leaves(many.params):
+        assert len(leaf.sharding.device_set) == N
 
 
 def test_errors():
