@@ -31,6 +31,7 @@ def test_the_network_has_about_as_many_params_as_asked_for(bench):
         assert count == pytest.approx(size, rel=0.02)
 
 
+@pytest.mark.slow
 def test_all_instruments_run(bench):
     problem = bench["make_problem"](160)
     for name, instrument in bench["INSTRUMENTS"].items():

@@ -247,15 +247,22 @@ def test_any_optimizer_per_replica(optimizer):
     params: Any = starts()
     (ends, _), _ = run(tx, False, params, make_data(num_steps=1))
     keys = optax.tree.get_all_with_path(tx.init(params), "rng_key")
+
+    def alone(params, state, rows):
+        def body(loop, row):
+            params, state = loop
+            updates, state = optimizer.update(grad_fn(params, row), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (params, state), rows)[0]
+
     for i in range(N):
         with jax.debug_key_reuse(False):
             state = optimizer.init(member(params, i))
             if keys:
                 state = optax.tree.set(state, rng_key=keys[0][1][i])
-            one = member(params, i)
-            for row in make_data(num_steps=1)[:, 0, i]:
-                updates, state = optimizer.update(grad_fn(one, row), state, one)
-                one = optax.apply_updates(one, updates)
+            rows = make_data(num_steps=1)[:, 0, i]
+            one, _ = jax.jit(alone)(member(params, i), state, rows)
         assert_close(member(ends, i), one)
 
 

@@ -205,7 +205,7 @@ def x_or_mean(settings: Settings, rate: float) -> dict[str, Any]:
         # A copy, because the step donates its state.
         before = jax.tree.map(jnp.copy, arrays["params"])
         indices = draw(streams, own.report_every)
-        arrays, _ = step.advance(arrays, traced, step.data, indices)
+        arrays, _ = step.advance(arrays, traced, task.data, indices)
     mean = jax.tree.map(lambda b, x: b + (x - b) / rate, before, arrays["params"])
     found: dict[str, Any] = {"learning_rate": rate}
     for name, params in (("x", arrays["params"]), ("mean", mean)):

@@ -20,13 +20,13 @@ from entropy_optax.experiments.commands import (
     Tune,
 )
 from entropy_optax.experiments.data import DataError
-from entropy_optax.experiments.distributed import DistributedSettings
 from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
     from_dict,
     load_preset,
 )
+from entropy_optax.experiments.share import DistributedSettings
 
 _DESCRIPTION = """Entropy-SGD next to SGD and Adam, at equal numbers of gradients.
 

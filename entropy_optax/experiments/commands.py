@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from entropy_optax.experiments.distributed import DistributedSettings
 from entropy_optax.experiments.hyperparameters import OptimizerName
 from entropy_optax.experiments.names import RowName
 from entropy_optax.experiments.settings import Settings, preset_names
+from entropy_optax.experiments.share import DistributedSettings
 
 
 @dataclasses.dataclass(frozen=True)

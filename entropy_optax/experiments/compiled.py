@@ -27,12 +27,12 @@ class Step(NamedTuple):
       init: `(traced, keys) -> arrays`, the state before the first gradient.
       advance: `(arrays, traced, data, indices) -> (arrays, losses)`, `report_every`
         gradients; it donates the arrays.
-      data: the task's, on every device of a mesh.
+      place: puts the task's data on every device of a mesh, once for all calls.
     """
 
     init: Callable[..., dict[str, Any]]
     advance: Callable[..., tuple[dict[str, Any], jax.Array]]
-    data: Any
+    place: Callable[[Any], Any]
 
 
 def draw(streams: Sequence[Iterator[np.ndarray]], count: int) -> np.ndarray:
@@ -86,9 +86,9 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     indices = jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
     arrays = jax.eval_shape(init, traced, keys)
     mesh = meshes.make_mesh(settings, optimizer)
-    places, data = None, task.data
+    places, place = None, lambda data: data
     if mesh is not None:
-        data = jax.device_put(data, NamedSharding(mesh, P()))
+        place = lambda data: jax.device_put(data, NamedSharding(mesh, P()))
         places = meshes.state_shardings(mesh, settings, optimizer, arrays)
         arrays = jax.tree.map(
             lambda leaf, place: leaf.update(sharding=place), arrays, places
@@ -96,8 +96,8 @@ def compile_step(task: Task, optimizer: str, settings: Settings, count: int) -> 
     init = jax.jit(init, out_shardings=places)
     mapped = over(advance, in_axes=(0, 0, None, 0))
     mapped = jax.jit(mapped, donate_argnums=0, out_shardings=(places, None))
-    lowered = mapped.lower(arrays, traced, data, indices)
-    return Step(init, lowered.compile(), data)
+    lowered = mapped.lower(arrays, traced, place(task.data), indices)
+    return Step(init, lowered.compile(), place)
 
 
 def state_bytes(task: Task, optimizer: str, settings: Settings) -> int:

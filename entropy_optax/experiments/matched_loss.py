@@ -163,7 +163,7 @@ def train(
     )
     draws = chunk // methods.repeats(settings, name)
     for gradients in range(chunk, settings.num_gradients + 1, chunk):
-        arrays, _ = step.advance(arrays, traced, step.data, draw(streams, draws))
+        arrays, _ = step.advance(arrays, traced, task.data, draw(streams, draws))
         vectors, losses = jax.device_get(look(arrays, loss))
         for run, target in zip(
             *np.nonzero((stops.gradients < 0) & (losses[:, None] <= TARGETS)),

@@ -104,7 +104,8 @@ class Experiment:
             raise ValueError("members: differ in more than numbers that are traced")
         chunk = settings.report_every
         start = time.perf_counter()
-        init, advance, data = self._step(optimizer, settings, len(members))
+        init, advance, place = self._step(optimizer, settings, len(members))
+        data = place(self.task.data)
         compile_seconds = time.perf_counter() - start
         traced = [methods.split_settings(optimizer, m.settings)[0] for m in members]
         traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *traced)

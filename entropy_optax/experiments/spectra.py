@@ -123,7 +123,7 @@ def trained(task: Task, settings: Settings, seed: int) -> tuple[Any, Any]:
     streams = [task.indices(seed)]
     for _ in range(0, settings.num_gradients, settings.report_every):
         indices = draw(streams, settings.report_every)
-        arrays, _ = step.advance(arrays, traced, step.data, indices)
+        arrays, _ = step.advance(arrays, traced, task.data, indices)
     arrays = member(arrays, 0)
     return arrays["params"], arrays["model_state"]
 

@@ -169,7 +169,7 @@ def _pairs(task: Any, step: Any, name: str, settings: Settings) -> dict[str, Any
         for pair in range(NUM_PAIRS):
             twin = indices[2 * pair + 1]
             twin[twin == pair] = NUM_TRAIN + pair
-        arrays, _ = step.advance(arrays, traced, step.data, indices)
+        arrays, _ = step.advance(arrays, traced, task.data, indices)
         new = evaluated(arrays)
         path += np.asarray(norms(old, new))
         old = new

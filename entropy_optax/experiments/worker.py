@@ -18,14 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
-from entropy_optax.experiments.distributed import (
+from entropy_optax.experiments.models import MODELS
+from entropy_optax.experiments.share import (
     IMAGES,
     LABELS,
     SETTINGS,
     DistributedSettings,
     Share,
 )
-from entropy_optax.experiments.models import MODELS
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
 
@@ -40,8 +40,8 @@ class Reader:
     """
 
     def __init__(self, folder: pathlib.Path, settings: DistributedSettings, mesh: Mesh):
-        self.images = np.load(folder / IMAGES, mmap_mode="r")
-        self.labels = np.load(folder / LABELS, mmap_mode="r")
+        self.images = np.load(folder / IMAGES, "r", allow_pickle=False)
+        self.labels = np.load(folder / LABELS, "r", allow_pickle=False)
         self.rows: set[int] = set()
         self._share = Share(len(self.labels), settings)
         self._image = functools.cache(self._share.image)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    """A test runs what it compiles once or twice: optimising it does not pay."""
+    """A test runs what it compiles once or twice: optimising it does not pay.
+
+    Of the scope of the fixtures that run a study for all tests of a file.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
