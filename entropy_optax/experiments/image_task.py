@@ -49,6 +49,33 @@ def model_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def training_loss(
+    model: Any, params: Any, model_state: Any, batch: Any, key: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Mean cross-entropy of a network in training mode.
+
+    Args:
+      model: the network.
+      params: of it.
+      model_state: BatchNorm's statistics.
+      batch: images and labels.
+      key: PRNG key of the dropout.
+
+    Returns:
+      The loss in nats, and the new statistics.
+    """
+    images, labels = batch
+    logits, updated = model.apply(
+        {"params": params, "batch_stats": model_state},
+        images,
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses), updated.get("batch_stats", {})
+
+
 class ImageTask:
     """Classification of images.
 
@@ -146,16 +173,7 @@ class ImageTask:
         Returns:
           The loss in nats, and the new statistics.
         """
-        images, labels = batch
-        logits, updated = self._model.apply(
-            {"params": params, "batch_stats": model_state},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), updated.get("batch_stats", {})
+        return training_loss(self._model, params, model_state, batch, key)
 
     def logits(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
         """Predicts in evaluation mode.

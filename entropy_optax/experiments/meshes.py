@@ -1,6 +1,7 @@
 """Where the arrays of a training run lie when it has several devices."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from entropy_optax.experiments.checks import mesh_shape
 from entropy_optax.experiments.settings import Settings, SettingsError, num_replicas
 
-_REPLICATED = ("params", "opt_state", "model_state")
+_REPLICATED = ("params", "opt_state", "model_state", "batch_stats")
 
 
 def use_devices(settings: Settings) -> None:
@@ -48,9 +49,22 @@ def make_mesh(settings: Settings, optimizer: str) -> Mesh | None:
     """
     if settings.devices == 1:
         return None
-    shape = mesh_shape(settings, optimizer)
-    devices = np.array(jax.devices()[: settings.devices]).reshape(shape)
-    return Mesh(devices, ("replica", "batch"), axis_types=(AxisType.Auto,) * 2)
+    along_replicas, _ = mesh_shape(settings, optimizer)
+    return replica_mesh(jax.devices()[: settings.devices], along_replicas)
+
+
+def replica_mesh(devices: Sequence[Any], along_replicas: int) -> Mesh:
+    """Makes a mesh with the axes `replica` and `batch`.
+
+    Args:
+      devices: all of them.
+      along_replicas: its length along the replicas.
+
+    Returns:
+      The mesh.
+    """
+    shaped = np.array(devices).reshape(along_replicas, -1)
+    return Mesh(shaped, ("replica", "batch"), axis_types=(AxisType.Auto,) * 2)
 
 
 def state_shardings(
@@ -67,11 +81,25 @@ def state_shardings(
     Returns:
       A tree of shardings.
     """
-    replicas = num_replicas(settings, optimizer)
+    replicated = num_replicas(settings, optimizer) is not None
+    return replica_shardings(mesh, arrays, P(None, "replica") if replicated else P())
+
+
+def replica_shardings(mesh: Mesh, arrays: dict[str, Any], spec: P) -> dict[str, Any]:
+    """Says where a training's state lies, of which all but counts is the replicas'.
+
+    Args:
+      mesh: with the axis `replica`.
+      arrays: the state, or its shapes, by field.
+      spec: of the leaves that have the axis.
+
+    Returns:
+      A tree of shardings.
+    """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        own = replicas is not None and path[0].key in _REPLICATED and leaf.ndim > 1
-        return NamedSharding(mesh, P(None, "replica") if own else P())
+        own = path[0].key in _REPLICATED and leaf.ndim >= len(spec)
+        return NamedSharding(mesh, spec if own else P())
 
     return jax.tree_util.tree_map_with_path(place, arrays)
 

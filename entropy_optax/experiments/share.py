@@ -1,6 +1,7 @@
 """What the processes of a distributed run have in common: settings and shares."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,11 @@ class Share(NamedTuple):
         """
         epoch, turn = divmod(gradient, self.per_position)
         row = replica * self.settings.batch_size + position
-        order = np.random.default_rng([self.settings.seed, epoch, row])
-        slot = order.permutation(self.per_position)[turn]
+        slot = _order(self.settings.seed, epoch, row, self.per_position)[turn]
         return int(slot) * self.settings.replicas * self.settings.batch_size + row
+
+
+@functools.lru_cache(maxsize=2**16)
+def _order(seed: int, epoch: int, row: int, size: int) -> np.ndarray:
+    # Drawn once in an epoch, not for each of its gradients.
+    return np.random.default_rng([seed, epoch, row]).permutation(size)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -11,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
+from entropy_optax.experiments import meshes
+from entropy_optax.experiments.image_task import training_loss
 from entropy_optax.experiments.models import MODELS
 from entropy_optax.experiments.share import (
     IMAGES,
@@ -43,8 +45,7 @@ class Reader:
         self.images = np.load(folder / IMAGES, "r", allow_pickle=False)
         self.labels = np.load(folder / LABELS, "r", allow_pickle=False)
         self.rows: set[int] = set()
-        self._share = Share(len(self.labels), settings)
-        self._image = functools.cache(self._share.image)
+        self._image = Share(len(self.labels), settings).image
         self._settings = settings
         self._sharding = NamedSharding(mesh, P("replica", None, "batch"))
 
@@ -59,7 +60,6 @@ class Reader:
         """
         s = self._settings
         leading = (s.replicas, s.num_steps, s.batch_size)
-        self._image.cache_clear()
 
         def read(array: np.ndarray, index: Any) -> np.ndarray:
             replicas, steps, positions = (
@@ -105,13 +105,12 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
     jax.distributed.initialize(address, count, index)
     content = json.loads((out / SETTINGS).read_text())
     settings = DistributedSettings(**content["settings"])
-    along = int(np.gcd(settings.replicas, jax.device_count()))
-    devices = np.array(jax.devices()).reshape(along, -1)
-    mesh = Mesh(devices, ("replica", "batch"), axis_types=(AxisType.Auto,) * 2)
+    along = math.gcd(settings.replicas, jax.device_count())
+    mesh = meshes.replica_mesh(jax.devices(), along)
     reader = Reader(out / "data", settings, mesh)
     model = MODELS[settings.model](num_classes=content["num_classes"])
     create, step = _functions(settings, model, reader.images.shape[1:])
-    places = _places(mesh, jax.eval_shape(create))
+    places = meshes.replica_shardings(mesh, jax.eval_shape(create), P("replica"))
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
@@ -159,18 +158,7 @@ def _leave_with_the_launcher() -> None:
 def _functions(
     settings: DistributedSettings, model: Any, shape: tuple[int, ...]
 ) -> tuple[Any, Any]:
-    def loss_fn(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
-        images, labels = batch
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": state},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), updated.get("batch_stats", {})
-
+    loss_fn = functools.partial(training_loss, model)
     keys = lambda: jax.random.split(jax.random.key(settings.seed), 3)
     variables = jax.eval_shape(
         lambda key: model.init(key, jnp.zeros((1, *shape)), train=False),
@@ -212,17 +200,6 @@ def _functions(
         return {name: getattr(state, name) for name in fields}, metrics["loss"]
 
     return create, step
-
-
-def _places(mesh: Mesh, arrays: Any) -> Any:
-    # All but the count and the key of the dropout has the axis of the replicas.
-    own = ("params", "opt_state", "batch_stats")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(
-            mesh, P("replica") if path[0].key in own and leaf.ndim else P()
-        ),
-        arrays,
-    )
 
 
 if __name__ == "__main__":

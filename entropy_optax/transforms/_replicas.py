@@ -263,7 +263,8 @@ def _with_own_keys(state: optax.OptState) -> optax.OptState:
     def own(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if not is_key(path, leaf):
             return leaf
-        if leaf.ndim > (0 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 1):
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if leaf.ndim > (0 if typed else 1):
             raise ValueError(
                 f"optimizer{jax.tree_util.keystr(path)}: its state holds an array of "
                 f"keys of shape {leaf.shape}, wanted single ones. Replicas of replicas "
@@ -271,7 +272,7 @@ def _with_own_keys(state: optax.OptState) -> optax.OptState:
             )
         # jax.random.split takes the numbers from 0 up: these are never its own.
         folded = jax.random.fold_in(leaf, jnp.uint32(0) - replica)
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # a legacy key
+        if not typed:  # a legacy key
             return jnp.where(replica == 0, leaf, folded)
         # As words: the checker of key reuse takes a choice between keys for a use.
         words, others = jax.random.key_data(leaf), jax.random.key_data(folded)
