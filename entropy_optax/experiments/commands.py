@@ -110,12 +110,14 @@ class Study:
         "valleys",
         "landscape",
         "smoothness",
+        "replicas",
     ]
-    """What to run; the last four are about geometry and write to results/measure."""
+    """What to run; the four before the last are about geometry."""
     scenario: tuple[str, ...] = ()
     """Training sets, by default all of `compare` and the main ones of the others."""
     out: pathlib.Path | None = None
-    """Folder of the records; by default results/flat_minima or results/measure."""
+    """Folder of the records; by default results/flat_minima, results/measure for
+    what is about geometry, or results/replicas."""
 
 
 @dataclasses.dataclass(frozen=True)

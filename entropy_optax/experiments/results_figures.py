@@ -7,7 +7,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from entropy_optax.experiments import results_measure_figures, results_stability
+from entropy_optax.experiments import (
+    results_measure_figures,
+    results_replicas,
+    results_stability,
+)
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS, estimate
 from entropy_optax.experiments.results_format import (
@@ -45,6 +49,9 @@ def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]
     if "valleys" in found:
         path = results / "measure" / "valleys" / "valleys.png"
         drawn.append(results_measure_figures.valleys(path, found["valleys"]))
+    if "replicas" in found:
+        path = results / "replicas" / "replicas.png"
+        drawn.append(results_replicas.draw(path, found["replicas"]))
     return drawn
 
 

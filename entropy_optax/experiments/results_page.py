@@ -15,6 +15,7 @@ from entropy_optax.experiments import (
     results_figures,
     results_landscape,
     results_measure,
+    results_replicas,
     results_stability,
     results_summary,
     results_tables,
@@ -39,7 +40,15 @@ GEOMETRY: dict[str, Callable[[Any], str]] = {
     "landscape": results_landscape.landscape,
     "smoothness": results_landscape.smoothness,
 }
-"""Tables of `measure/README.md`; the others stand in `README.md`."""
+
+REPLICAS: dict[str, Callable[[Any], str]] = {"replicas": results_replicas.table}
+
+PAGES = {
+    "README.md": TABLES,
+    "measure/README.md": GEOMETRY,
+    "replicas/README.md": REPLICAS,
+}
+"""Which tables stand on which page."""
 
 
 def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
@@ -47,7 +56,7 @@ def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
 
     Args:
       runs: folder of `table1`'s runs; it need not exist.
-      results: folder of the records and of README.md, whose tables stand between marks.
+      results: folder of the records and of the pages, whose tables stand between marks.
       console: where it says what it did.
 
     Returns:
@@ -56,16 +65,14 @@ def write(runs: pathlib.Path, results: pathlib.Path, console: Console) -> int:
     Raises:
       SettingsError: if there is no page to write to.
     """
-    page = results / "README.md"
-    if not page.exists():
-        raise SettingsError(f"--results: {page} not found")
+    if not (results / "README.md").exists():
+        raise SettingsError(f"--results: {results / 'README.md'} not found")
     taken = take_in(runs, results / "table1" / "runs.json")
     found = records(results)
-    page.write_text(with_tables(page.read_text(), found))
-    geometry = results / "measure" / "README.md"
-    if geometry.exists():
-        found |= geometry_records(results)
-        geometry.write_text(with_tables(geometry.read_text(), found))
+    for name in PAGES:
+        page = results / name
+        if page.exists():
+            page.write_text(with_tables(page.read_text(), found))
     drawn = results_figures.draw_all(results, found)
     console.print(
         f"{taken} new runs of table1; {len(found)} tables and {len(drawn)} figures in"
@@ -162,18 +169,13 @@ def records(results: pathlib.Path) -> dict[str, Any]:
         found["summary"] = {name: found[name] for name in ("table1", "flat_minima")}
     if (study / "stability.json").exists():
         found["stability"] = json.loads((study / "stability.json").read_text())
-    return found
+    path = results / "replicas" / "replicas.json"
+    if path.exists():
+        found["replicas"] = json.loads(path.read_text())
+    return found | _geometry(results)
 
 
-def geometry_records(results: pathlib.Path) -> dict[str, Any]:
-    """Reads what the tables of `measure/README.md` are made of.
-
-    Args:
-      results: folder of the records.
-
-    Returns:
-      As `records`.
-    """
+def _geometry(results: pathlib.Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     folder = results / "measure"
     for name in GEOMETRY:
@@ -201,7 +203,7 @@ def with_tables(page: str, found: dict[str, Any]) -> str:
     Returns:
       The page with every table that has a record and marks.
     """
-    tables = TABLES | GEOMETRY
+    tables = TABLES | GEOMETRY | REPLICAS
     for name, record in found.items():
         page = re.sub(
             rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",

@@ -12,6 +12,7 @@ from entropy_optax.experiments import (
     landscape,
     matched_loss,
     repetition,
+    replica_study,
     smoothness,
     spectra,
     stability,
@@ -39,11 +40,13 @@ _MEASURES: dict[str, Part] = {
     "valleys": lambda system, out, console: valleys.run(system, out, console),
     "landscape": lambda scenario, out, console: landscape.measure(out, console),
     "smoothness": lambda scenario, out, console: smoothness.measure(out, console),
+    "replicas": lambda scenario, out, console: replica_study.measure(out, console),
 }
 _FLAT_MINIMA = pathlib.Path("results/flat_minima")
 _MEASURE = pathlib.Path("results/measure")
+_REPLICAS = pathlib.Path("results/replicas")
 _GEOMETRY = ("spectra", "valleys", "landscape", "smoothness")
-_ALONE = ("stability", "spectra", "landscape", "smoothness")
+_ALONE = ("stability", "spectra", "landscape", "smoothness", "replicas")
 """Parts with a training set of their own."""
 
 
@@ -69,7 +72,9 @@ def run(
     Raises:
       SettingsError: if a part has no such scenario.
     """
-    out = (out or _MEASURE) / part if part in _GEOMETRY else out or _FLAT_MINIMA
+    if part in _GEOMETRY:
+        out = (out or _MEASURE) / part
+    out = out or (_REPLICAS if part == "replicas" else _FLAT_MINIMA)
     for scenario in scenarios:
         if part != "valleys":
             flat_minima.base_settings(scenario)  # refuses unknown names before any work
