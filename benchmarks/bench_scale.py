@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
-import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
+from entropy_optax.experiments import distributed, meshes
 from entropy_optax.experiments.collectives import collectives
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
@@ -88,11 +86,7 @@ class Run:
 
     def __init__(self, name: str, devices: list[Any]):
         replicas = num_replicas(name, len(devices))
-        shape = (1 if replicas is None else replicas, -1)
-        mesh = Mesh(
-            np.array(devices).reshape(shape), ("replica", "batch"),
-            axis_types=(AxisType.Auto,) * 2,
-        )  # fmt: skip
+        mesh = meshes.replica_mesh(devices, replicas or 1)
         place = lambda spec: NamedSharding(mesh, spec)
         own, along = P(), P(None, "batch")
         leading = (NUM_STEPS, BATCH * len(devices) // (replicas or 1))
@@ -117,12 +111,7 @@ class Run:
             state, _ = linen_train_step(loss_fn, replicas)(state, batches)
             return {field: getattr(state, field) for field in fields}
 
-        places = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: place(
-                own if path[0].key in ("params", "opt_state") and leaf.ndim else P()
-            ),
-            jax.eval_shape(create),
-        )
+        places = meshes.replica_shardings(mesh, jax.eval_shape(create), own)
         self.state = jax.jit(create, out_shardings=places)()
         rows = np.random.default_rng(0).standard_normal(784, dtype=np.float32)
         read = lambda index: np.broadcast_to(rows, (*leading, 784))[index]
@@ -147,20 +136,27 @@ class Run:
         return (time.perf_counter() - start) / number
 
 
-def row(label: str, run: Run, times: list[float], alone: list[float]) -> dict[str, Any]:
-    """Return what is kept: rates as ratios to one device, in the rounds' own pairs."""
-    ratios = sorted(one / many for one, many in zip(alone, times, strict=True))
+def rates(times: list[float], alone: list[float]) -> dict[str, Any]:
+    """Return rates as ratios to one device, in the rounds' own pairs."""
+    ratios = [one / many for one, many in zip(alone, times, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "seconds_per_outer_step": statistics.median(times),
+        "ratio": statistics.median(ratios),
+        "quartiles": [low, high],
+        "rounds": len(times),
+    }
+
+
+def row(label: str, run: Run, times: list[float], alone: list[float]) -> dict[str, Any]:
+    """Return what is kept of a contender on so many devices."""
     if not all(c.trips for c in run.communicated):
         raise RuntimeError(f"{label}: a loop of unknown length communicates")
     # An average over the gradients of an outer step; each device sends what it gets.
     sent = sum(c.num_bytes * c.trips for c in run.communicated) / NUM_STEPS
     return {
         "contender": label,
-        "seconds_per_outer_step": statistics.median(times),
-        "ratio": statistics.median(ratios),
-        "quartiles": [low, high],
-        "rounds": len(times),
+        **rates(times, alone),
         "bytes_per_gradient": sent,
         "calls_per_outer_step": sum(c.trips for c in run.communicated),
         "in_loop": any(c.in_loop for c in run.communicated),
@@ -192,27 +188,17 @@ def on_processes(rounds: int) -> list[dict[str, Any]]:
                 found[p].append(start_processes(name, p))
         alone = [one["seconds"] for one in found[1]]
         for p, made in found.items():
-            kept = dict(made[0]["row"])
             times = [one["seconds"] for one in made]
-            ratios = sorted(a / b for a, b in zip(alone, times, strict=True))
-            low, _, high = statistics.quantiles(ratios, n=4)
-            kept |= {
-                "contender": label, "seconds_per_outer_step": statistics.median(times),
-                "ratio": statistics.median(ratios), "quartiles": [low, high],
-                "rounds": rounds,
-            }  # fmt: skip
+            kept = made[0]["row"] | {"contender": label} | rates(times, alone)
             rows.append({"devices": p, "processes": p, **kept})
     return rows
 
 
 def start_processes(name: str, count: int) -> dict[str, Any]:
     """Start so many processes and return what the first one measured."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = re.sub(r"--xla_force_host\S+", "", os.environ.get("XLA_FLAGS", "")).strip()
+    address = distributed.free_address()
     command = [sys.executable, __file__, "-", "--worker", name, address, str(count)]
-    environment = os.environ | {"XLA_FLAGS": flags}
+    environment = distributed.one_device_environment()
     workers = [
         subprocess.Popen(
             [*command, str(i)], stdout=subprocess.PIPE, env=environment, text=True

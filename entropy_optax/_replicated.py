@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import jax
 import optax
 
 from entropy_optax._alias import inner_chain
-from entropy_optax._arguments import ScalarOrSchedule, check_scalar
+from entropy_optax._arguments import ScalarOrSchedule, check_scalar, is_constant
 from entropy_optax.samplers._noise import Noise
 from entropy_optax.transforms import add_replica_pull, local_entropy, replicate
 
@@ -66,7 +67,7 @@ def parle(
       num_replicas: n, the length of the leading axis.
       coupling: pull to the centre, a number or a schedule of the outer step such as
         :func:`exponential_scoping` or :func:`automatic_scoping`. The product with the
-        learning rate has to stay below 1.
+        learning rate has to stay below 1. The default is ours: the paper's grows.
       gamma: scope of each replica's local entropy, a number or such a schedule.
       num_steps: gradients of each replica per outer step.
       step_size: inner rate, a number or a schedule of the outer step.
@@ -92,7 +93,7 @@ def parle(
 
     Warns:
       UserWarning: if the constants ``step_size`` and ``gamma`` alone reach the bound of
-        a stable inner loop.
+        a stable inner loop, or ``learning_rate`` and ``coupling`` that of the pull.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
@@ -116,6 +117,7 @@ def parle(
       <https://arxiv.org/abs/1707.00424>`_, 2017.
     """
     pull = add_replica_pull(coupling)
+    _warn_of(learning_rate, coupling, outer_momentum)
     sgd = optax.sgd(learning_rate, momentum=outer_momentum, nesterov=True)
     optimizer = local_entropy(
         optax.chain(pull, sgd),
@@ -163,13 +165,18 @@ def replicated_sgd(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Warns:
+      UserWarning: if the constants ``learning_rate`` and ``coupling`` alone reach the
+        bound of a stable pull.
+
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
       >>> loss = lambda params: jnp.sum((params**2 - 1) ** 2)
       >>> params = jnp.array([[0.5], [2.0], [1.5]])  # three replicas of one weight
       >>> coupling = eo.automatic_scoping(
-      ...     jax.vmap(loss)(params).mean(), eo.replica_distance(params), 200, factor=10
-      ... )
+      ...     jax.vmap(loss)(params).mean(), eo.replica_distance(params), 200,
+      ...     max_gamma=100.0,
+      ... )  # fmt: skip
       >>> tx = eo.replicated_sgd(0.001, num_replicas=3, coupling=coupling)
       >>> state = tx.init(params)
       >>> @jax.jit
@@ -188,6 +195,7 @@ def replicated_sgd(
       <https://arxiv.org/abs/2006.07897>`_, ICLR 2021.
     """
     _check(momentum, weight_decay)
+    _warn_of(learning_rate, coupling, momentum, nesterov)
     return replicate(
         optax.chain(
             optax.add_decayed_weights(weight_decay),
@@ -235,6 +243,10 @@ def elastic_averaging(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Warns:
+      UserWarning: if the constants ``learning_rate`` and ``coupling`` alone reach the
+        bound of a stable pull.
+
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp, optax
       >>> tx = eo.elastic_averaging(0.1, num_replicas=2, coupling=5.0)
@@ -248,6 +260,7 @@ def elastic_averaging(
       <https://arxiv.org/abs/1412.6651>`_, NeurIPS 2015.
     """
     _check(momentum, weight_decay)
+    _warn_of(learning_rate, coupling)
     trace = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
     return replicate(
         optax.chain(
@@ -264,3 +277,23 @@ def _check(momentum: float | None, weight_decay: float) -> None:
     check_scalar("weight_decay", weight_decay)
     if momentum is not None:
         check_scalar("momentum", momentum, maximum=1.0)
+
+
+def _warn_of(
+    learning_rate: ScalarOrSchedule,
+    coupling: ScalarOrSchedule,
+    momentum: Any = None,
+    nesterov: bool = True,
+) -> None:
+    """Warn if constants let the pull alone drive the replicas apart."""
+    # It is the momentum method on a quadratic with the curvature of the coupling.
+    m = 0.0 if momentum is None else momentum
+    if is_constant(learning_rate) and is_constant(coupling) and is_constant(m):
+        bound = 2 * (1 + m) / (1 + 2 * m if nesterov else 1)
+        if learning_rate * coupling >= bound:
+            warnings.warn(
+                f"learning_rate * coupling = {learning_rate * coupling:.3g} is not "
+                f"below the bound {bound:.3g} of a stable pull: the replicas part. "
+                "Lower one of them.",
+                stacklevel=3,
+            )

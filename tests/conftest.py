@@ -9,9 +9,22 @@ if _EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}"
 
 import hypothesis
+import jax
+import pytest
 
 # Compilation makes the first example slow, and the same examples come every time.
 hypothesis.settings.register_profile(
     "fixed", deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """A test runs what it compiles once or twice: optimising it does not pay.
+
+    Of the scope of the fixtures that run a study for all tests of a file.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -161,8 +161,9 @@ def test_perturbations_have_the_covariance_of_the_radius():
     state, at, squares = sampler.init(x), x, 0.0
     for k in range(num_steps - 1):
         moves, state = sampler.update(
-            x, state, at, anchor=x, outer_count=0, inner_count=k, num_steps=num_steps
-        )
+            x, state, at, anchor=x, outer_count=0, inner_count=k, num_steps=num_steps,
+            mean_of="gradients",
+        )  # fmt: skip
         at = at + moves
         squares += float(jnp.mean(at**2))
     # Variance of a mean of squares: 2 r^4 / n, in each of L - 1 groups.
@@ -310,6 +311,7 @@ def test_filter_noise_does_not_see_how_relu_layers_are_scaled():
         moves, _ = sampler.update(
             params, sampler.init(params), params,
             anchor=params, outer_count=0, inner_count=0, num_steps=4,
+            mean_of="gradients",
         )  # fmt: skip
         return net(optax.apply_updates(params, moves))
 
@@ -347,16 +349,31 @@ def test_scope_of_each_leaf_by_a_users_function():
     np.testing.assert_allclose(found["b"], 0.25 * 3 + 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 300.0])
+def test_squares_of_scales_do_not_leave_float16(scale):
+    """Their products with a gradient of another size are in its range."""
+    pull: Any = eo.add_scope_pull(lambda x: jnp.float16(scale))
+    x = jnp.zeros(1, jnp.float16)
+    grads = jnp.full(1, 1e-3 if scale > 1 else 1e3, jnp.float16)
+    found, _ = pull.update(grads, pull.init(x), x, anchor=x, gamma=0.1)
+    exact = float(grads[0]) * float(jnp.float16(scale)) ** 2
+    np.testing.assert_allclose(found, exact, rtol=5e-3)
+
+
 def test_errors():
     params = jnp.ones(2)
     sampler: Any = eo.heat(0.1, antithetic=True)
     state = sampler.init(params)
     args: dict[str, Any] = {
-        "anchor": params, "outer_count": 0, "inner_count": 0, "num_steps": 3
+        "anchor": params, "outer_count": 0, "inner_count": 0, "num_steps": 3,
+        "mean_of": "gradients",
     }  # fmt: skip
     for name in args:
         with pytest.raises(ValueError, match=f"{name}: heat needs it, got None"):
             sampler.update(params, state, params, **{**args, name: None})
+    tx: Any = eo.local_entropy(optax.sgd(1.0), eo.heat(0.1), 3, 0.0)
+    with pytest.raises(ValueError, match="mean_of must be 'gradients' with heat, got"):
+        tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match=r"num_steps must be odd for .*, got 4"):
         sampler.update(params, state, params, **{**args, "num_steps": 4})
     with pytest.raises(ValueError, match="radius must be at least 0, got -1"):

@@ -384,11 +384,11 @@ def test_donation():
 
 
 def test_automatic_scoping():
-    gamma: Any = eo.automatic_scoping(3.0, 2.0, 100, factor=16.0)
+    gamma: Any = eo.automatic_scoping(3.0, 2.0, 100, factor=16.0, max_gamma=99.0)
     values = [float(gamma(t)) for t in (0, 50, 100, 1000)]
     np.testing.assert_allclose(values, [1.5, 6.0, 24.0, 24.0], rtol=1e-6)
     # Losses and distances that are traced, as in a compiled search.
-    traced = jax.jit(lambda f, d: eo.automatic_scoping(f, d, 100)(0))
+    traced = jax.jit(lambda f, d: eo.automatic_scoping(f, d, 100, max_gamma=99.0)(0))
     np.testing.assert_allclose(traced(3.0, 2.0), 1.5)
     capped: Any = eo.automatic_scoping(3.0, 2.0, 100, factor=16.0, max_gamma=7.0)
     assert float(capped(100)) == 7.0
@@ -475,9 +475,9 @@ def test_errors():
         (1.0, 1.0, 0): "num_steps must be at least 1",
     }.items():
         with pytest.raises(ValueError, match=message):
-            eo.automatic_scoping(*given)
+            eo.automatic_scoping(*given, max_gamma=1.0)
     with pytest.raises(ValueError, match=r"factor must be finite and .*, got 0\.5"):
-        eo.automatic_scoping(1.0, 1.0, 5, factor=0.5)
+        eo.automatic_scoping(1.0, 1.0, 5, factor=0.5, max_gamma=1.0)
 
 
 def test_no_recompilation_and_no_change_of_types():
@@ -500,6 +500,64 @@ def test_each_replica_has_its_own_data():
     apart = np.abs(np.asarray(a["w"] - b["w"])).max(axis=(1, 2))
     assert apart[1] > 0.1
     assert apart[[0, 2]].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "momentum", "nesterov", "bound"),
+    [
+        (eo.elastic_averaging, None, True, 2.0),
+        (eo.elastic_averaging, 0.9, True, 2.0),
+        (eo.replicated_sgd, 0.9, True, 2 * 1.9 / 2.8),
+        (eo.replicated_sgd, 0.9, False, 3.8),
+        (eo.parle, 0.9, True, 2 * 1.9 / 2.8),
+    ],
+)
+def test_a_pull_that_is_too_strong_is_warned_of(make, momentum, nesterov, bound):
+    """On a flat loss the replicas meet below the bound, and part above it."""
+    is_parle = make is eo.parle
+    kwargs: dict[str, Any] = {"outer_momentum" if is_parle else "momentum": momentum}
+    if is_parle:
+        kwargs |= {"num_steps": 1, "gamma": 0.0}
+    else:
+        kwargs["nesterov"] = nesterov
+
+    def distance(share):
+        tx = make(0.5, num_replicas=2, coupling=share * bound / 0.5, **kwargs)
+        params: Any = jnp.array([[-1.0], [1.0]])
+
+        def body(loop, _):
+            params, state = loop
+            updates, state = tx.update(jnp.zeros_like(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        whole = lambda p: jax.lax.scan(body, (p, tx.init(p)), None, length=1000)
+        return float(eo.replica_distance(jax.jit(whole)(params)[0][0]))
+
+    assert distance(0.98) < 0.1
+    with pytest.warns(UserWarning, match="of a stable pull: the replicas part"):
+        assert not distance(1.02) < 10
+
+
+@pytest.mark.parametrize("wrap", ["named_chain", "masked", "partition", "inject"])
+def test_wrappers_that_hand_on_keep_one_inner_count(wrap):
+    """The outer step, and its communication, is then a branch taken once in L."""
+    local = lambda: eo.local_entropy(
+        optax.chain(eo.add_replica_pull(0.3), optax.sgd(0.8)), eo.sgld(0.1), 2, 0.3
+    )
+    wrapped: Any = {
+        "named_chain": lambda: optax.named_chain(("a", local())),
+        "masked": lambda: optax.masked(local(), {"w": True}),
+        "partition": lambda: optax.partition({"a": local()}, {"w": "a"}),
+        "inject": lambda: optax.inject_hyperparams(lambda rate: local())(rate=0.1),
+    }[wrap]
+    ends = []
+    for tx in (eo.replicate(wrapped(), N), eo.replicate(local(), N)):
+        params: Any = starts()
+        state: Any = tx.init(params)
+        assert optax.tree.get(state, "inner_count").shape == ()
+        (params, _), _ = run(tx, False, params, make_data(num_outer=2))
+        ends.append(params)
+    assert_close(*ends)
 
 
 @pytest.mark.parametrize("wrap", ["multi_steps", "apply_if_finite"])

@@ -164,14 +164,23 @@ def _prepare(
     report.replace_json(path, content)
 
 
-def _free_port() -> int:
+def free_address() -> str:
+    """Finds where a coordinator can listen.
+
+    Returns:
+      `host:port` on this machine.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def _environment() -> dict[str, str]:
-    # One device for each process, whatever this one was told.
+def one_device_environment() -> dict[str, str]:
+    """Gives a process one CPU device, whatever this process was told.
+
+    Returns:
+      The environment variables of the process.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags).strip()
     one = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -180,7 +189,7 @@ def _environment() -> dict[str, str]:
 
 def _work(processes: int, out: pathlib.Path) -> int | None:
     # To the end of all, or of one that failed: then its number.
-    address = f"127.0.0.1:{_free_port()}"
+    address = free_address()
     workers: list[Any] = []
     try:
         for index in range(processes):
@@ -190,7 +199,7 @@ def _work(processes: int, out: pathlib.Path) -> int | None:
                     stdin=subprocess.PIPE,  # its end tells a worker that we are gone
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=_environment(),
+                    env=one_device_environment(),
                 )
             workers.append(worker)
         # One that dies leaves the others waiting for it, so look at all in turn.

@@ -99,9 +99,11 @@ def search(
             results.append(entry)
             _write(path, common, results)
             axes = {axis: entry["hyperparameters"][axis] for axis in grid.axes[name]}
+            # Not those of a narrower grid, which stay in the record.
+            done = sum(len(tune_report.ranked(grid, results, n)) for n in grid.axes)
             values = report.estimate(entry[f"validation_{by}"])
             console.print(
-                f"{len(results)}/{total} {name} {axes}: validation {by} {values}",
+                f"{done}/{total} {name} {axes}: validation {by} {values}",
                 soft_wrap=True,
             )
     return results

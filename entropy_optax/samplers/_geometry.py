@@ -110,8 +110,11 @@ def scaled(geometry: Geometry | None, anchor: Any, tree: Any, power: int = 1) ->
             "anchor: a geometry is taken at it, got None. It belongs in the sampler of "
             "local_entropy, which passes params, anchor and gamma."
         )
-    return map_unmasked(
-        lambda leaf, s: leaf * jnp.asarray(s, leaf.dtype) ** power,
-        tree,
-        geometry(anchor),
-    )
+
+    def times(leaf: jax.Array, s: Any) -> jax.Array:
+        # One after another: in float16 the square of 1e-4 is 0, that of 256 infinite.
+        for _ in range(power):
+            leaf = leaf * jnp.asarray(s, leaf.dtype)
+        return leaf
+
+    return map_unmasked(times, tree, geometry(anchor))

@@ -71,12 +71,13 @@ def heat(
 
     Returns:
       A sampler for :func:`local_entropy`, whose ``update`` needs the extra arguments
-      ``anchor``, ``outer_count``, ``inner_count`` and ``num_steps`` that it passes.
+      ``anchor``, ``outer_count``, ``inner_count``, ``num_steps`` and ``mean_of`` that
+      it passes.
 
     Raises:
       ValueError: if a constant is negative or the noise is not known; in ``update`` if
-        the extra arguments are missing, or for antithetic pairs and an even
-        ``num_steps``.
+        the extra arguments are missing, for antithetic pairs and an even ``num_steps``,
+        or if the mean is that of the iterates, which no gradient moves.
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
@@ -116,13 +117,14 @@ def heat(
         outer_count: ArrayLike | None = None,
         inner_count: ArrayLike | None = None,
         num_steps: int | None = None,
+        mean_of: str | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         assert isinstance(state, HeatState)
         for name, value in {"params": params, "anchor": anchor, "num_steps": num_steps,
                             "outer_count": outer_count, "inner_count": inner_count,
-                            }.items():  # fmt: skip
+                            "mean_of": mean_of}.items():  # fmt: skip
             if value is None:
                 raise ValueError(
                     f"{name}: heat needs it, got None. It is a sampler for "
@@ -131,6 +133,11 @@ def heat(
         assert num_steps is not None
         assert outer_count is not None
         assert inner_count is not None
+        if mean_of != "gradients":
+            raise ValueError(
+                f"mean_of must be 'gradients' with heat, got {mean_of!r}: its x' does "
+                "not depend on them."
+            )
         if antithetic and num_steps % 2 == 0:
             raise ValueError(
                 "num_steps must be odd for antithetic pairs (one gradient at x, and "

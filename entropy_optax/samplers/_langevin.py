@@ -83,7 +83,8 @@ def add_langevin_noise(
       which :func:`entropy_optax.local_entropy` passes; alone, at its own count.
 
     Raises:
-      ValueError: if a constant is negative or the noise is not known.
+      ValueError: if a constant is negative or the noise is not known; in ``update``
+        with a geometry if there is no ``anchor``.
 
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp

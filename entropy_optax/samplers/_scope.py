@@ -40,6 +40,9 @@ def add_scope_pull(
       extra arguments ``anchor`` (a tree like the params) and ``gamma`` (a scalar),
       which :func:`entropy_optax.local_entropy` passes to its sampler.
 
+    Raises:
+      ValueError: in ``update`` if one of them is missing.
+
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp
       >>> pull = eo.add_scope_pull()

@@ -179,13 +179,13 @@ def automatic_scoping(
     distance: float | jax.Array,
     num_steps: int,
     *,
+    max_gamma: float,
     factor: float = 1e4,
-    max_gamma: float | None = None,
 ) -> optax.Schedule:
     r"""Scoping that begins where pull and loss weigh the same, without a scale to tune.
 
     .. math::
-      \gamma_t = \gamma_0\, c^{\min(t / t_{end}, 1)}, \qquad
+      \gamma_t = \min(\gamma_0\, c^{\min(t / t_{end}, 1)}, \gamma_{max}), \qquad
       \gamma_0 = \frac{f(x)}{\tfrac12 d^2}.
 
     For the coupling of replicas take the mean of their losses at the start and
@@ -196,9 +196,11 @@ def automatic_scoping(
       loss: f(x), or the mean over the replicas; a number or an array of shape ``()``.
       distance: d, the distance from the replica, or from x', to the centre or to x.
       num_steps: :math:`t_{end}`, outer steps of the whole training.
-      factor: c, the growth over the whole training, at least 1.
-      max_gamma: the largest scope. Near each other replicas begin with a strong
-        coupling: its product with the learning rate has to stay below 1.
+      max_gamma: the largest scope, or coupling; there is no default, for unbounded
+        growth diverges. A coupling's product with the learning rate has to stay below
+        1, and replicas near each other begin with a strong one; for a scope see
+        :func:`exponential_scoping`.
+      factor: c, the growth over the whole training, at least 1; the paper's is 1e4.
 
     Returns:
       A schedule of the number of outer steps done.
@@ -212,10 +214,11 @@ def automatic_scoping(
       >>> import entropy_optax as eo, jax.numpy as jnp
       >>> replicas = jnp.array([[0.0], [4.0]])
       >>> coupling = eo.automatic_scoping(
-      ...     loss=1.0, distance=eo.replica_distance(replicas), num_steps=100
-      ... )
+      ...     loss=1.0, distance=eo.replica_distance(replicas), num_steps=100,
+      ...     max_gamma=100.0,
+      ... )  # fmt: skip
       >>> print(f"{coupling(0):.2f} {coupling(50):.1f} {coupling(100):.0f}")
-      0.50 50.0 5000
+      0.50 50.0 100
 
     References:
       Pittorino et al., `Entropic gradient descent algorithms and wide flat minima
@@ -224,8 +227,7 @@ def automatic_scoping(
     check_scalar("loss", loss)
     check_scalar("distance", distance, positive=True)
     num_steps = check_num_steps(num_steps)
-    if max_gamma is not None:
-        check_scalar("max_gamma", max_gamma, positive=True)
+    check_scalar("max_gamma", max_gamma, positive=True)
     if not 1 <= factor < float("inf"):
         raise ValueError(f"factor must be finite and at least 1, got {factor}.")
 
@@ -233,6 +235,6 @@ def automatic_scoping(
         share = jnp.minimum(jnp.asarray(count) / num_steps, 1.0)
         gamma0 = jnp.asarray(loss) / (jnp.asarray(distance) ** 2 / 2)
         gamma = gamma0 * jnp.exp(share * math.log(factor))
-        return gamma if max_gamma is None else jnp.minimum(gamma, max_gamma)
+        return jnp.minimum(gamma, max_gamma)
 
     return schedule

@@ -9,10 +9,10 @@ from entropy_optax.transforms._local_entropy import local_entropy as local_entro
 from entropy_optax.transforms._one_gradient import (
     LocalEntropyState as LocalEntropyState,
 )
-from entropy_optax.transforms._replicas import (
+from entropy_optax.transforms._replica_pull import (
     AddReplicaPullState as AddReplicaPullState,
 )
-from entropy_optax.transforms._replicas import add_replica_pull as add_replica_pull
+from entropy_optax.transforms._replica_pull import add_replica_pull as add_replica_pull
 from entropy_optax.transforms._replicas import replicate as replicate
 from entropy_optax.transforms._scale_by_local_entropy import (
     ScaleByLocalEntropyState as ScaleByLocalEntropyState,

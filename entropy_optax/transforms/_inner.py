@@ -123,6 +123,7 @@ def inner_step(
                 "outer_count": cycle.outer_count,
                 "inner_count": step,
                 "num_steps": cycle.num_steps,
+                "mean_of": mean_of,
             },
         )
         updates = optax.tree.cast_like(updates, position)

@@ -4,20 +4,13 @@ import gzip
 import pathlib
 import struct
 
-import jax
 import numpy as np
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """A test runs what it compiles once or twice: optimising it does not pay.
-
-    Of the scope of the fixtures that run a study for all tests of a file.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def quickly(quick_compilation):
+    """All of these tests compile more than they compute."""
 
 
 def idx_bytes(array: np.ndarray, type_code: int = 0x08) -> bytes:

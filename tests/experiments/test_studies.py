@@ -57,11 +57,6 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def unoptimised():
-    """As conftest's quick_compilation, which does not reach fixtures of a module."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
 def world(make_tiny, tmp_path_factory):
     """Few images, a net of eight units, few methods, and a budget of two."""
@@ -92,7 +87,6 @@ def world(make_tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(world, tmp_path_factory):
-    unoptimised()
     out = tmp_path_factory.mktemp("study")
     assert study.run("compare", ["tiny"], out, "the command", quiet()) == 0
     return out
@@ -387,7 +381,6 @@ def test_x_or_mean_at_rate_1_is_the_run_itself(compared, world, monkeypatch):
 @pytest.fixture(scope="module")
 def twins(world, tmp_path_factory):
     """The record of two pairs, and what their compiled steps were given."""
-    unoptimised()
     out = tmp_path_factory.mktemp("stability")
     starts, batches = [], []
     compile_step = stability.compile_step

@@ -9,6 +9,8 @@ import pytest
 
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LIMIT = 3.5
 SMALL = measure.ChainSettings(num_chains=8, num_steps=16, num_burn=8)
 H = np.array([0.2, 1.0, 3.0])

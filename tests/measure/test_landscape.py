@@ -12,6 +12,8 @@ from scipy import integrate
 import entropy_optax as eo
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = np.arange(1000)
 SCOPES = (1e-3, 5e-5)
 

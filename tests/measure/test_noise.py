@@ -7,6 +7,8 @@ import pytest
 
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIGMAS = np.array([0.0, 0.1, 0.5, 1.0])
 KINDS = ("isotropic", "multiplicative", "filter")
 

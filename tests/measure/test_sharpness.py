@@ -11,6 +11,8 @@ from scipy import optimize
 
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = [1, 2, 3]
 OTHER: Any = "other"
 

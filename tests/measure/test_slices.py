@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ALPHAS = np.linspace(-1, 1, 7)
 
 

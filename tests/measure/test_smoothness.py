@@ -21,6 +21,8 @@ from entropy_optax.measure._smoothness import (
     smoothness_bounds,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # No deadline: the machine may be busy. Derandomised: what passes once passes always.
 FEW = settings(
     max_examples=15,

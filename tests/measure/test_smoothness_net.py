@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 from entropy_optax.measure import MeasureError, proximal_point, smoothness_at
 from entropy_optax.measure._curvature import hessian_vector_product
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def net(seed):
     key = jax.random.key(seed)

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from entropy_optax import measure
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = (1, 2, 3)
 
 

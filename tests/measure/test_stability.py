@@ -17,6 +17,8 @@ from entropy_optax.measure._stability import (
     twin_runs,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_PAIRS, NUM_EXAMPLES = 3, 12
 LOSS = lambda w, batch: jnp.mean(jnp.sum((w - batch) ** 2, axis=-1)) / 2
 
