@@ -54,7 +54,9 @@ def make(opaque: bool, **kwargs: Any) -> Any:
     )  # fmt: skip
 
 
-def outer_step(tx: Any, opaque: bool, params: Any, state: Any, data: Any) -> Any:
+def outer_step(
+    tx: Any, opaque: bool, params: Any, state: Any, data: Any, grad_fn: Any = grad_fn
+) -> Any:
     """L gradients of each replica, by either mode."""
     if opaque:
         updates, state = tx.update(
@@ -222,6 +224,70 @@ def test_sharded_params_of_each_replica():
 
 
 @MODES
+def test_shard_map_over_the_data_gives_one_devices_result(opaque):
+    """All replicas on each device; no axis name goes to them, only to the loss."""
+    tx = make(opaque)
+    single = jax.jit(partial(outer_step, tx, opaque))
+    wanted = single(make_params(), tx.init(make_params()), make_data())
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    mean_grad = jax.grad(lambda params, x: jax.lax.pmean(loss(params, x), "d"))
+    sharded = jax.shard_map(
+        partial(outer_step, tx, opaque, grad_fn=mean_grad),
+        mesh=mesh,
+        in_specs=(P(), P(), P(None, None, "d")),
+        out_specs=P(),
+    )
+    ends = jax.jit(sharded)(make_params(), tx.init(make_params()), make_data())
+    assert_close(ends[0], wanted[0], rtol=1e-4, atol=1e-5)
+
+
+def test_shard_map_over_the_replicas_is_refused():
+    """There the mean would be that of one device's own."""
+    tx = make(True)
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("replica",), auto, devices=jax.devices()[:4])
+    update = lambda g, p: tx.update(g, tx.init(p), p, grad_fn=grad_fn)[0]
+    sharded = jax.shard_map(
+        update, mesh=mesh, in_specs=(P("replica"),) * 2, out_specs=P("replica")
+    )
+    with pytest.raises(ValueError, match=r"leading axis num_replicas = 4, got shape"):
+        sharded(make_params(), make_params())
+
+
+def other_optimizers() -> dict[str, Any]:
+    local = lambda sampler, **kwargs: eo.replicate(
+        eo.local_entropy(
+            optax.chain(eo.add_replica_pull(0.3), optax.adam(0.1)), sampler, L, 0.5,
+            **kwargs,
+        ),
+        N,
+    )  # fmt: skip
+    narrow = eo.filter_geometry()
+    return {
+        "replicated_sgd": eo.replicated_sgd(0.1, num_replicas=N, coupling=0.3),
+        "elastic_averaging": eo.elastic_averaging(0.1, num_replicas=N),
+        "geometry": local(eo.sgld(0.1, temperature=1e-3, geometry=narrow)),
+        "heat": local(
+            eo.heat(0.1, antithetic=True, geometry=narrow), mean_of="gradients"
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(other_optimizers()))
+def test_export_of_the_relatives_on_a_mesh(name):
+    """On eight devices, for every platform."""
+    tx = other_optimizers()[name]
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), (AxisType.Auto,) * 2)
+    params, data = place(mesh, P("replica", None, "data"))
+    step = jax.jit(partial(outer_step, tx, False))
+    exported = jax.export.export(step, platforms=["tpu", "cuda"])(
+        params, tx.init(params), data
+    )
+    assert exported.nr_devices == 8
+    assert exported.platforms == ("tpu", "cuda")
+
+
+@MODES
 def test_export_lowers_for_every_platform(opaque):
     tx = make(opaque)
     params, data = make_params(), make_data()
@@ -234,15 +300,17 @@ def test_export_lowers_for_every_platform(opaque):
     assert_close(exported.call(params, state, data)[0], wanted[0])
 
 
-def test_export_of_a_sharded_step_lowers_for_every_platform():
+@KINDS
+def test_export_of_a_sharded_step_lowers_for_every_platform(kind):
     """On eight devices, with its collectives."""
     tx = make(True)
-    mesh = jax.make_mesh((2, 4), ("replica", "data"), (AxisType.Auto,) * 2)
-    params, data = place(mesh, P("replica", None, "data"))
-    step = jax.jit(partial(outer_step, tx, True))
-    exported = jax.export.export(step, platforms=["tpu", "cuda"])(
-        params, tx.init(params), data
-    )
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), (kind, kind))
+    with jax.set_mesh(mesh):
+        params, data = place(mesh, P("replica", None, "data"))
+        step = jax.jit(partial(outer_step, tx, True))
+        exported = jax.export.export(step, platforms=["tpu", "cuda"])(
+            params, tx.init(params), data
+        )
     assert exported.nr_devices == 8
     assert exported.platforms == ("tpu", "cuda")
 

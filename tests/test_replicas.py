@@ -428,6 +428,16 @@ def test_replica_distance():
     np.testing.assert_allclose(eo.replica_distance(params), np.sqrt(1 + 4))
 
 
+def test_the_centre_wants_one_leading_axis():
+    assert eo.replica_distance({}) == 0
+    tx = eo.parle(1.0, num_replicas=2)
+    state = tx.init(jnp.ones((2, 1)))
+    for params in (jnp.ones([]), {"a": jnp.ones((2, 1)), "b": jnp.ones((4, 1))}):
+        for measure in (eo.replica_distance, lambda p: eo.center_params(state, p)):
+            with pytest.raises(ValueError, match="must have the leading axis num_rep"):
+                measure(params)
+
+
 @pytest.mark.parametrize("num_replicas", [0, -1, 1.5, None])
 def test_number_of_replicas_must_be_one_or_more(num_replicas):
     for make in (

@@ -166,6 +166,34 @@ def test_shard_map_with_the_mean_in_the_users_loss(opaque):
     assert_same_run(ends, one_device(opaque))
 
 
+@pytest.mark.parametrize("kind", ["data parallel", "fsdp", "explicit", "shard_map"])
+def test_export_lowers_every_mesh_for_every_platform(kind):
+    """On eight devices; compiling and running it is the platform's."""
+    explicit = kind == "explicit"
+    axis_type = AxisType.Explicit if explicit else AxisType.Auto
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+    specs = SPECS if kind == "fsdp" else {"w": P(), "b": P()}
+    tx = make(True)
+    step = partial(run, tx, True)
+    if kind == "shard_map":
+        mean_grad = jax.grad(lambda params, x: jax.lax.pmean(loss(params, x), "d"))
+        step = jax.shard_map(
+            partial(step, grad_fn=mean_grad),
+            mesh=mesh,
+            in_specs=(P(), P(), P(None, None, "d")),
+            out_specs=P(),
+        )
+    with jax.set_mesh(mesh):
+        put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
+        params = jax.tree.map(put, make_params(), specs)
+        data = put(make_data(), P(None, None, "d"))
+        exported = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(
+            params, tx.init(params), data
+        )
+    assert exported.nr_devices == 8
+    assert exported.platforms == ("tpu", "cuda")
+
+
 def test_rules_for_placement_follow_from_map_params():
     """The recipe for jax.jit(out_shardings=...) and for checkpoints."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))

@@ -72,7 +72,7 @@ def check(settings: Settings) -> None:
         for name, value in dataclasses.asdict(getattr(settings, group)).items():
             if isinstance(value, int | float):
                 flag = f"--{group}.{name}".replace("_", "-")
-                _check_hyperparameter(flag, name, value)
+                check_hyperparameter(flag, name, value)
         own: Any = getattr(settings, group)
         if getattr(own, "effective_rate", None) is not None and own.outer != "sgd":
             raise SettingsError(f"--{group}.effective-rate: wanted --{group}.outer sgd")
@@ -104,8 +104,7 @@ def mesh_shape(settings: Settings, optimizer: str) -> tuple[int, int]:
       SettingsError: if the batch does not divide by its length.
     """
     replicas = num_replicas(settings, optimizer) or 1
-    along_replicas = math.gcd(replicas, settings.devices)
-    along_batch = settings.devices // along_replicas
+    along_replicas, along_batch = share_out(settings.devices, replicas)
     if settings.batch_size % along_batch:
         raise SettingsError(
             f"--batch-size: got {settings.batch_size}, wanted a multiple of"
@@ -116,7 +115,31 @@ def mesh_shape(settings: Settings, optimizer: str) -> tuple[int, int]:
     return along_replicas, along_batch
 
 
-def _check_hyperparameter(flag: str, name: str, value: float) -> None:
+def share_out(devices: int, replicas: int) -> tuple[int, int]:
+    """Divides devices between replicas and the examples of a batch.
+
+    Args:
+      devices: their number.
+      replicas: their number.
+
+    Returns:
+      Length along the replicas, the greatest that divides both, and along each batch.
+    """
+    along_replicas = math.gcd(replicas, devices)
+    return along_replicas, devices // along_replicas
+
+
+def check_hyperparameter(flag: str, name: str, value: float) -> None:
+    """Checks the range of one hyperparameter, which its name implies.
+
+    Args:
+      flag: to be named in the error.
+      name: of the field.
+      value: of the field.
+
+    Raises:
+      SettingsError: naming the flag, what was given and what is wanted.
+    """
     below_one = name.endswith(("momentum", "_decay")) and "weight" not in name
     below_one = below_one or name in ("b1", "b2", "warmup")
     if below_one and not 0 <= value < 1:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from entropy_optax.experiments import data
+from entropy_optax.experiments.checks import check_hyperparameter, share_out
 from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.share import (
     IMAGES,
@@ -45,9 +46,13 @@ def check(settings: DistributedSettings, processes: int, num_images: int) -> Non
         raise SettingsError(
             f"--save-every: got {settings.save_every}, wanted 1 or more"
         )
+    if settings.seed < 0:
+        raise SettingsError(f"--seed: got {settings.seed}, wanted 0 or more")
+    for name in ("step_size", "gamma", "coupling", "temperature"):
+        check_hyperparameter(f"--{name.replace('_', '-')}", name, numbers[name])
     if "lstm" in settings.model:
         raise SettingsError(f"--model: got {settings.model}, wanted one for images")
-    along_batch = processes // np.gcd(processes, settings.replicas)
+    _, along_batch = share_out(processes, settings.replicas)
     if settings.batch_size % along_batch:
         raise SettingsError(
             f"--processes: {processes} processes and {settings.replicas} replicas"
@@ -248,6 +253,6 @@ def _evaluate(
         "processes": processes,
         "gradients": settings.replicas * settings.num_outer * settings.num_steps,
         "test_error": float(score.error),
-        "seconds": round(seconds, 1),
+        "seconds_of_this_start": round(seconds, 1),
     }
     report.replace_json(out / "result.json", content)

@@ -28,7 +28,7 @@ class Contender(NamedTuple):
     Attributes:
       preset: its tuned settings.
       optimizer: its name.
-      devices: that train at the same time.
+      devices: that it is meant for; all train on one here, which changes no result.
     """
 
     preset: str

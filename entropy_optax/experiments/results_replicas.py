@@ -59,7 +59,8 @@ def table(record: Record) -> str:
         + f"\n\nMean ± standard error over {n} seeds, after the last gradient. The last"
         + " column: mean paired difference of the test error, its 95 % interval, and"
         + " p-values by Holm's method over the column. The batch is that of a"
-        + " gradient, of all its devices together; each replica has its own."
+        + " gradient, of all its devices together; each replica has its own. Devices:"
+        + " those that it is meant for, one here, where the numbers are the same."
     )
 
 

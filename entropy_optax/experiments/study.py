@@ -70,12 +70,14 @@ def run(
       The exit code, 0 or 130 after Ctrl-C.
 
     Raises:
-      SettingsError: if a part has no such scenario.
+      SettingsError: if a part has no such scenario, or none at all.
     """
     if part in _GEOMETRY:
         out = (out or _MEASURE) / part
     out = out or (_REPLICAS if part == "replicas" else _FLAT_MINIMA)
     for scenario in scenarios:
+        if part in _ALONE:
+            raise SettingsError(f"--scenario: {part} has none, got {scenario!r}")
         if part != "valleys":
             flat_minima.base_settings(scenario)  # refuses unknown names before any work
         elif scenario not in matched_loss.SYSTEMS:

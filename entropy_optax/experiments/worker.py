@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 import pathlib
 import sys
@@ -19,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
 from entropy_optax.experiments import meshes
+from entropy_optax.experiments.checks import share_out
 from entropy_optax.experiments.image_task import training_loss
 from entropy_optax.experiments.models import MODELS
 from entropy_optax.experiments.share import (
@@ -61,11 +61,9 @@ class Reader:
         s = self._settings
         leading = (s.replicas, s.num_steps, s.batch_size)
 
-        def read(array: np.ndarray, index: Any) -> np.ndarray:
-            replicas, steps, positions = (
-                range(*part.indices(size))
-                for part, size in zip(index, leading, strict=False)
-            )
+        @functools.cache
+        def rows_at(*index: tuple[int, int, int]) -> np.ndarray:
+            replicas, steps, positions = (range(*part) for part in index)
             rows = np.array(
                 [
                     [
@@ -76,7 +74,12 @@ class Reader:
                 ]
             )
             self.rows.update(rows.ravel().tolist())
-            return array[rows]
+            return rows
+
+        def read(array: np.ndarray, index: Any) -> np.ndarray:
+            # The same rows of the images and of their labels.
+            parts = zip(index, leading, strict=False)
+            return array[rows_at(*(part.indices(size) for part, size in parts))]
 
         return (
             jax.make_array_from_callback(
@@ -105,7 +108,7 @@ def main(out: pathlib.Path, address: str, count: int, index: int) -> None:
     jax.distributed.initialize(address, count, index)
     content = json.loads((out / SETTINGS).read_text())
     settings = DistributedSettings(**content["settings"])
-    along = math.gcd(settings.replicas, jax.device_count())
+    along, _ = share_out(jax.device_count(), settings.replicas)
     mesh = meshes.replica_mesh(jax.devices(), along)
     reader = Reader(out / "data", settings, mesh)
     model = MODELS[settings.model](num_classes=content["num_classes"])

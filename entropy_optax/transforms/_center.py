@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from entropy_optax.transforms._checks import check_num_replicas
+from entropy_optax.transforms._checks import check_num_replicas, check_replica_axis
 from entropy_optax.transforms._evaluation import outer_params
 
 
@@ -52,6 +52,9 @@ def center_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     Returns:
       A tree like ``params`` without the leading axis.
 
+    Raises:
+      ValueError: if a leaf has not the leading axis of the others.
+
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp
       >>> tx = eo.parle(1.0, num_replicas=2)
@@ -59,6 +62,7 @@ def center_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       >>> print(eo.center_params(tx.init(params), params))
       [2. 3.]
     """
+    _num_replicas(params)
     return jax.tree.map(
         lambda leaf: jnp.mean(
             leaf, axis=0, dtype=jnp.result_type(leaf, jnp.float32)
@@ -77,7 +81,10 @@ def replica_distance(params: optax.Params) -> jax.Array:
       params: a tree of arrays with a leading axis of replicas.
 
     Returns:
-      A float of shape ``()``.
+      A float of shape ``()``, 0 of a tree without leaves.
+
+    Raises:
+      ValueError: if a leaf has not the leading axis of the others.
 
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp
@@ -89,6 +96,14 @@ def replica_distance(params: optax.Params) -> jax.Array:
         wide = leaf.astype(jnp.result_type(leaf, jnp.float32))
         return jnp.sum(jnp.abs(wide - jnp.mean(wide, axis=0, keepdims=True)) ** 2)
 
-    leaves = jax.tree.leaves(params)
-    total = sum(map(squared, leaves), start=jnp.zeros([], jnp.result_type(float)))
-    return jnp.sqrt(total / len(leaves[0]))
+    num_replicas = _num_replicas(params)
+    squares = map(squared, jax.tree.leaves(params))
+    total = sum(squares, start=jnp.zeros([], jnp.result_type(float)))
+    return jnp.sqrt(total / num_replicas)
+
+
+def _num_replicas(params: optax.Params) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    number = next((shape[0] for shape in shapes if shape), 1)
+    check_replica_axis("params", params, number)
+    return number

@@ -11,9 +11,10 @@ from entropy_optax.experiments import (
     results_replicas,
     study,
 )
+from entropy_optax.experiments.grid import load_grid
 from entropy_optax.experiments.replica_study import Contender
 from entropy_optax.experiments.results_format import against
-from entropy_optax.experiments.settings import SettingsError, load_preset
+from entropy_optax.experiments.settings import SettingsError
 from entropy_optax.experiments.statistics import paired_bootstrap
 
 QUIET = Console(quiet=True)
@@ -88,6 +89,11 @@ def test_another_record_on_the_way_is_refused(tried, tmp_path, monkeypatch):
         study.run("replicas", [], tmp_path, "", QUIET)
 
 
+def test_a_part_without_scenarios_refuses_one(tmp_path):
+    with pytest.raises(SettingsError, match="--scenario: replicas has none, got '500'"):
+        study.run("replicas", ["500"], tmp_path, "", QUIET)
+
+
 def row(preset, optimizer, devices, errors, **settings):
     score = lambda error: {"error": error, "loss": error / 10}
     return {
@@ -152,5 +158,4 @@ def test_the_contenders_are_compared_at_equal_work(contender):
         assert settings.num_gradients == parle.num_gradients
     same = ("model", "data", "rate_schedule", "num_train")
     assert all(getattr(settings, n) == getattr(parle, n) for n in same)
-    tuning = load_preset("parle_grid")["settings"]["seeds"]
-    assert not set(replica_study.SEEDS) & set(tuning)
+    assert not set(replica_study.SEEDS) & set(load_grid("parle_grid").settings.seeds)

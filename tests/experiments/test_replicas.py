@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from entropy_optax.experiments import (
     checks,
+    data,
     distributed,
     meshes,
     methods,
@@ -26,7 +30,8 @@ from entropy_optax.experiments import (
     worker,
 )
 from entropy_optax.experiments.cli import main
-from entropy_optax.experiments.compiled import compile_step
+from entropy_optax.experiments.collectives import collectives
+from entropy_optax.experiments.compiled import compile_step, draw, num_draws
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.settings import SettingsError, from_dict
 from entropy_optax.experiments.share import DistributedSettings, Share
@@ -79,27 +84,63 @@ def test_the_gradients_of_all_replicas_count(data_folder):
     assert jax.tree.map(jnp.shape, center) == jax.tree.map(jnp.shape, one)
 
 
+def begin(optimizer="parle", **changes):
+    """Return a compiled step, its first arrays and the other arguments."""
+    chosen = from_dict(settings.Settings, {**NUMBERS, **changes})
+    task = make_task(chosen)
+    step = compile_step(task, optimizer, chosen, 1)
+    traced, _ = methods.split_settings(optimizer, chosen)
+    traced = jax.tree.map(lambda leaf: leaf[None], traced)
+    draws = num_draws(chosen, optimizer, chosen.report_every)
+    indices = draw([task.indices(0)], draws)
+    arrays = step.init(traced, jax.random.key(0)[None])
+    return step, arrays, (traced, step.place(task.data), indices)
+
+
+def test_each_replica_has_its_own_batches(data_folder):
+    """They start alike and, without noise and coupling, part."""
+    quiet = NUMBERS["parle"] | {"coupling": 0.0, "temperature": 0.0}
+    step, arrays, rest = begin(parle=quiet)
+    for leaf in jax.tree.leaves(arrays["params"]):
+        np.testing.assert_array_equal(leaf[0, 0], leaf[0, 1])
+    arrays, _ = step.advance(arrays, *rest)
+    first, second = (
+        jax.tree.map(lambda leaf, a=a: leaf[0, a], arrays["params"]) for a in (0, 1)
+    )
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first, second)
+    assert min(jax.tree.leaves(apart)) > 1e-4
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "devices", "replicas", "shape"),
+    ("optimizer", "devices", "replicas", "shape", "wanted"),
     [
-        ("parle", 4, 2, (2, 2)),
-        ("sgd", 4, 1, (1, 4)),
+        # Params, and the loss that is reported, once in an outer step of 4 gradients.
+        ("parle", 2, 2, (2, 1), [(1, 4, 3)]),
+        # And each replica's gradients within its group of devices.
+        ("parle", 4, 2, (2, 2), [(1, 4, 3), (1, 4, 9), (1, 4, 3)]),
+        # Nothing divides 3 and 4: all replicas are on each device.
+        ("parle", 4, 3, (1, 4), [(3, 12, 3), (3, 12, 9)]),
+        ("sgd", 4, 1, (1, 4), [(1, 4, 12)]),
     ],
 )
 def test_several_devices_give_one_devices_result(
-    data_folder, optimizer, devices, replicas, shape
+    data_folder, optimizer, devices, replicas, shape, wanted
 ):
-    chosen = from_dict(
-        settings.Settings, {**NUMBERS, "devices": devices, "replicas": replicas}
-    )
+    """What is communicated, in params and bytes, and how often in 12 gradients."""
+    changes = {"devices": devices, "replicas": replicas}
+    chosen = from_dict(settings.Settings, {**NUMBERS, **changes})
     assert checks.mesh_shape(chosen, optimizer) == shape
-    step = compile_step(make_task(chosen), optimizer, chosen, 1)
-    traced, _ = methods.split_settings(optimizer, chosen)
-    traced = jax.tree.map(lambda leaf: leaf[None], traced)
-    arrays = step.init(traced, jax.random.key(0)[None])
-    data = step.place(make_task(chosen).data)
-    for leaf in jax.tree.leaves((arrays["params"], data)):
+    step, arrays, (_, placed, _) = begin(optimizer, **changes)
+    leaves = jax.tree.leaves(arrays["params"])
+    spec = P(None, "replica") if optimizer == "parle" else P()
+    for leaf in leaves:
+        assert leaf.sharding.spec == spec
         assert len(leaf.sharding.device_set) == devices
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
+    size = sum(leaf.nbytes for leaf in leaves) // replicas
+    program: Any = step.advance
+    found = [(c.num_bytes, c.trips) for c in collectives(program.as_text())]
+    assert found == [(n * size + extra, trips) for n, extra, trips in wanted]
     many, params = ends(optimizer, devices=devices, replicas=replicas)
     one, wanted = ends(optimizer, replicas=replicas)
     close(params, wanted, rtol=1e-3)
@@ -122,7 +163,8 @@ def test_the_command_line_on_a_forced_mesh(tmp_path):
     program = f"""
 import sys
 from entropy_optax.experiments.cli import main
-from entropy_optax.experiments.compiled import compile_step
+from entropy_optax.experiments.collectives import collectives
+from entropy_optax.experiments.compiled import compile_step, draw, num_draws
 import jax
 code = main(["train", "--model", "mlp_small", "--optimizer", "parle", "--replicas", "3",
     "--devices", "4", "--seeds", "0", "--num-gradients", "40", "--evaluate-every", "40",
@@ -312,11 +354,51 @@ def test_each_process_reads_its_share_and_all_agree_with_one(whole, tmp_path):
     assert 0 <= record["test_error"] <= 100
 
 
-def test_a_network_with_batch_statistics(tiny_data, tmp_path):
-    """They are re-estimated at the centre."""
+def errors_by_hand(params, dataset, batch_size):
+    """Error and loss of mnistfc_bn on test images, with statistics at the params."""
+    batches = dataset.train.images.reshape(len(dataset.train.labels), -1)
+    batches = batches[: len(batches) // batch_size * batch_size]
+    batches = batches.reshape(-1, batch_size, batches.shape[-1])
+    x = dataset.test.images.reshape(len(dataset.test.labels), -1)
+    for i in (0, 1):
+        layer, norm = params[f"Dense_{i}"], params[f"BatchNorm_{i}"]
+        relu = lambda h, layer=layer: np.maximum(h @ layer["kernel"] + layer["bias"], 0)
+        hidden, x = relu(batches), relu(x)
+        means, variances = hidden.mean(axis=1), hidden.var(axis=1)
+        own = hidden - means[:, None]
+        scaled = lambda h, v, norm=norm: h / np.sqrt(v + 1e-5) * norm["scale"]
+        batches = scaled(own, variances[:, None]) + norm["bias"]
+        x = scaled(x - means.mean(axis=0), variances.mean(axis=0)) + norm["bias"]
+    logits = x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits, dataset.test.labels
+    )
+    wrong = logits.argmax(axis=1) != dataset.test.labels
+    return 100 * wrong.mean(), float(losses.mean())
+
+
+def test_batch_statistics_are_reestimated_at_the_centre(data_folder):
+    chosen = {"model": "mnistfc_bn", "num_gradients": 12}
+    found, center = ends(**chosen)
+    task: Any = make_task(from_dict(settings.Settings, NUMBERS | chosen))
+    error, loss = errors_by_hand(jax.tree.map(np.asarray, center), task.dataset, 8)
+    assert found.test_last is not None
+    assert found.test_last.error == pytest.approx(error)
+    assert found.test_last.loss == pytest.approx(loss, rel=1e-3)
+
+
+def test_several_processes_reestimate_batch_statistics(tiny_data, tmp_path):
     flags = ("--model=mnistfc_bn", "--num-outer=1", "--save-every=1")
-    assert main(command(tmp_path / "bn", 1, *flags)) == 0
-    assert (tmp_path / "bn" / "result.json").exists()
+    out = tmp_path / "bn"
+    assert main(command(out, 1, *flags)) == 0
+    chosen = from_dict(settings.Settings, NUMBERS | {"model": "mnistfc_bn"})
+    task = make_task(chosen)
+    like, _ = task.init(jax.random.key(0))
+    replicas = distributed.load_params(out / "params.npz", like)
+    center = jax.tree.map(lambda leaf: leaf.mean(axis=0), replicas)
+    error, _ = errors_by_hand(center, data.load("tiny"), TINY.batch_size)
+    record = json.loads((out / "result.json").read_text())
+    assert record["test_error"] == pytest.approx(error)
 
 
 @pytest.mark.slow
@@ -341,6 +423,8 @@ def test_what_a_command_says_before_it_starts(whole, capsys):
         ("--processes=0",): "--processes: got 0, wanted 1 or more",
         ("--model=char_lstm",): "--model: got char_lstm, wanted one for images",
         ("--save-every=0",): "--save-every: got 0, wanted 1 or more",
+        ("--seed=-1",): "--seed: got -1, wanted 0 or more",
+        ("--coupling=-1",): "--coupling: got -1.0, wanted a finite number, 0 or more",
         ("--batch-size=80",): "2 x 80 examples at once, the data has",
     }.items():
         assert main(command(whole, 2, *flags)) == 2
