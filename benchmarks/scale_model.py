@@ -97,8 +97,8 @@ def lines(record: dict) -> list[str]:
             out.append(f"| {name} | " + " | ".join(cells) + " |")
         out.append("")
     out += [
-        "Break-even: a gradient must take so long that communication costs no more than"
-        " it does, on 4,096 devices (data parallel / Parle):",
+        "Communication for each gradient on 4,096 devices, by the same model (data"
+        " parallel / Parle). A gradient that takes less time than that mostly waits.",
         "",
         "| | " + " | ".join(measured(record)) + " |",
         "|---" * (len(measured(record)) + 1) + "|",
