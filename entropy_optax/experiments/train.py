@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 
 from entropy_optax.experiments import figure, meshes, networks, report
+from entropy_optax.experiments.checks import mesh_shape
 from entropy_optax.experiments.progress import ProgressDisplay
 from entropy_optax.experiments.runner import Experiment, Member, Progress, Run
 from entropy_optax.experiments.settings import Settings, SettingsError, metric
@@ -35,6 +36,14 @@ def train(settings: Settings, out: pathlib.Path | None, console: Console) -> int
         soft_wrap=True,
         highlight=False,
     )
+    if settings.devices > 1:
+        for name in settings.optimizer:
+            replicas, batch = mesh_shape(settings, name)
+            console.print(
+                f"{name}: {settings.devices} devices, {replicas} along the replicas"
+                f" and {batch} along each batch",
+                highlight=False,
+            )
     # Seeds outside, so that an interrupted experiment has every optimizer.
     seeds = [settings.seeds] if settings.together else [(s,) for s in settings.seeds]
     groups = [(name, group) for group in seeds for name in settings.optimizer]

@@ -178,6 +178,7 @@ sys.exit(code)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Parle" in done.stdout
+    assert "parle: 4 devices, 1 along the replicas and 4 along each" in done.stdout
     record = json.loads((tmp_path / "run" / "results.json").read_text())
     assert record["settings"]["devices"] == 4
     assert record["runs"][0]["gradients"] == 120
