@@ -21,6 +21,22 @@ MODES = pytest.mark.parametrize("opaque", [True, False], ids=["opaque", "single"
 KINDS = pytest.mark.parametrize(
     "kind", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"]
 )
+
+# What is communicated; older versions of JAX gather the keys of random numbers on an
+# explicit mesh, 64 bytes in each inner step.
+COUNTED = pytest.mark.parametrize(
+    "kind",
+    [
+        AxisType.Auto,
+        pytest.param(
+            AxisType.Explicit,
+            marks=pytest.mark.skipif(
+                jax.__version_info__ < (0, 10), reason="keys are gathered"
+            ),
+        ),
+    ],
+    ids=["automatic", "explicit"],
+)
 N, L = 4, 5
 NUM_BYTES = 4 * (8 * 16 + 16 + 16 * 4)
 
@@ -111,7 +127,7 @@ def test_a_mesh_gives_one_devices_result(opaque, kind, shape):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
-@KINDS
+@COUNTED
 def test_no_communication_in_the_inner_loop_and_one_all_reduce_in_a_step(kind):
     """The rule of replica parallelism, read from the compiled program."""
     tx = make(True, unroll=False)
@@ -125,7 +141,7 @@ def test_no_communication_in_the_inner_loop_and_one_all_reduce_in_a_step(kind):
     ]
 
 
-@KINDS
+@COUNTED
 def test_two_replicas_on_a_device_and_bfloat16(kind):
     """One mean of the params all the same; of bfloat16 it is computed in float32."""
     mesh = jax.make_mesh((2,), ("replica",), (kind,), devices=jax.devices()[:2])
@@ -166,7 +182,7 @@ def test_data_parallel_training_reduces_each_gradient(name):
     assert collectives(program) == [each]
 
 
-@KINDS
+@COUNTED
 def test_with_one_gradient_per_call_the_all_reduce_is_in_the_branch(kind):
     tx = make(False)
     mesh = jax.make_mesh((4,), ("replica",), (kind,), devices=jax.devices()[:4])
@@ -185,7 +201,7 @@ def test_without_coupling_nothing_is_communicated():
     assert collectives(compiled(tx, True, params, data).as_text()) == []
 
 
-@KINDS
+@COUNTED
 def test_replica_times_data_reduces_gradients_within_and_params_between(kind):
     """One all-reduce of the gradients a step of the loop, over the data axis."""
     tx = make(True, unroll=False)
