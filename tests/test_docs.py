@@ -14,6 +14,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "results" / "README.md",
     ROOT / "results" / "measure" / "README.md",
+    ROOT / "results" / "replicas" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
