@@ -194,8 +194,8 @@ def spectral_density(
       >>> from entropy_optax import measure
       >>> f = lambda x: 0.5 * jnp.sum(jnp.array([3.0, -1.0, 0.0, 0.0]) * x**2)
       >>> found = measure.spectral_density(f, jnp.zeros(4), key=jax.random.key(0))
-      >>> print(found.share_within(0.1))
-      0.5 ± 0
+      >>> print(f"{found.share_within(0.1).value:.2f}")
+      0.50
     """
     check_params(params)
     check_at_least("num_probes", num_probes, MIN_PROBES, "too few for a standard error")

@@ -272,7 +272,7 @@ def test_headroom_sets_the_rates_and_nothing_else(search, monkeypatch):
 # The command, and what stands on what was chosen.
 
 
-@pytest.mark.parametrize("part", ["compare", "headroom", "ablation", "stability"])
+@pytest.mark.parametrize("part", ["compare", "headroom", "ablation", "transfer"])
 def test_unknown_scenarios_are_refused_before_any_work(part, tmp_path, capsys):
     command = ["study", "--part", part, "--scenario", "1000", "elsewhere"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
