@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from toy import assert_close
+from toy import assert_close, assert_exports, over_the_data
 
 import entropy_optax as eo
 from entropy_optax.experiments.collectives import Collective, collectives
@@ -246,13 +246,7 @@ def test_shard_map_over_the_data_gives_one_devices_result(opaque):
     single = jax.jit(partial(outer_step, tx, opaque))
     wanted = single(make_params(), tx.init(make_params()), make_data())
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    mean_grad = jax.grad(lambda params, x: jax.lax.pmean(loss(params, x), "d"))
-    sharded = jax.shard_map(
-        partial(outer_step, tx, opaque, grad_fn=mean_grad),
-        mesh=mesh,
-        in_specs=(P(), P(), P(None, None, "d")),
-        out_specs=P(),
-    )
+    sharded = over_the_data(partial(outer_step, tx, opaque), loss, mesh)
     ends = jax.jit(sharded)(make_params(), tx.init(make_params()), make_data())
     assert_close(ends[0], wanted[0], rtol=1e-4, atol=1e-5)
 
@@ -295,12 +289,8 @@ def test_export_of_the_relatives_on_a_mesh(name):
     tx = other_optimizers()[name]
     mesh = jax.make_mesh((2, 4), ("replica", "data"), (AxisType.Auto,) * 2)
     params, data = place(mesh, P("replica", None, "data"))
-    step = jax.jit(partial(outer_step, tx, False))
-    exported = jax.export.export(step, platforms=["tpu", "cuda"])(
-        params, tx.init(params), data
-    )
-    assert exported.nr_devices == 8
-    assert exported.platforms == ("tpu", "cuda")
+    step = partial(outer_step, tx, False)
+    assert_exports(step, params, tx.init(params), data, devices=8)
 
 
 @MODES
@@ -323,12 +313,8 @@ def test_export_of_a_sharded_step_lowers_for_every_platform(kind):
     mesh = jax.make_mesh((2, 4), ("replica", "data"), (kind, kind))
     with jax.set_mesh(mesh):
         params, data = place(mesh, P("replica", None, "data"))
-        step = jax.jit(partial(outer_step, tx, True))
-        exported = jax.export.export(step, platforms=["tpu", "cuda"])(
-            params, tx.init(params), data
-        )
-    assert exported.nr_devices == 8
-    assert exported.platforms == ("tpu", "cuda")
+        step = partial(outer_step, tx, True)
+        assert_exports(step, params, tx.init(params), data, devices=8)
 
 
 HLO = """HloModule jit_step

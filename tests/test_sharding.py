@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from toy import assert_close, assert_equal
+from toy import assert_close, assert_equal, assert_exports, over_the_data
 from toy import strict as strict
 
 import entropy_optax as eo
@@ -155,13 +155,7 @@ def test_shard_map_with_the_mean_in_the_users_loss(opaque):
     """No axis name goes to local entropy: the loss is a mean over the devices."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     tx = make(opaque)
-    grad_fn = jax.grad(lambda params, x: jax.lax.pmean(loss(params, x), "d"))
-    sharded = jax.shard_map(
-        partial(run, tx, opaque, grad_fn=grad_fn),
-        mesh=mesh,
-        in_specs=(P(), P(), P(None, None, "d")),
-        out_specs=P(),
-    )
+    sharded = over_the_data(partial(run, tx, opaque), loss, mesh)
     ends = jax.jit(sharded)(make_params(), tx.init(make_params()), make_data())
     assert_same_run(ends, one_device(opaque))
 
@@ -176,22 +170,12 @@ def test_export_lowers_every_mesh_for_every_platform(kind):
     tx = make(True)
     step = partial(run, tx, True)
     if kind == "shard_map":
-        mean_grad = jax.grad(lambda params, x: jax.lax.pmean(loss(params, x), "d"))
-        step = jax.shard_map(
-            partial(step, grad_fn=mean_grad),
-            mesh=mesh,
-            in_specs=(P(), P(), P(None, None, "d")),
-            out_specs=P(),
-        )
+        step = over_the_data(step, loss, mesh)
     with jax.set_mesh(mesh):
         put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
         params = jax.tree.map(put, make_params(), specs)
         data = put(make_data(), P(None, None, "d"))
-        exported = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(
-            params, tx.init(params), data
-        )
-    assert exported.nr_devices == 8
-    assert exported.platforms == ("tpu", "cuda")
+        assert_exports(step, params, tx.init(params), data, devices=8)
 
 
 def test_rules_for_placement_follow_from_map_params():

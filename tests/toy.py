@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import entropy_optax as eo
 
@@ -127,6 +129,27 @@ def assert_close(actual: Any, desired: Any, rtol: float = 1e-5, atol: float = 1e
 def assert_equal(actual: Any, desired: Any):
     """Assert that two trees are the same, bit for bit, PRNG keys included."""
     assert_close(actual, desired, rtol=0.0, atol=0.0)
+
+
+def over_the_data(step: Any, loss_fn: Any, mesh: Any) -> Any:
+    """Return a step under ``jax.shard_map`` over the axis "d" of the data.
+
+    The loss takes the mean over the devices; ``step`` gets its gradient as ``grad_fn``.
+    """
+    mean_grad = jax.grad(lambda params, x: jax.lax.pmean(loss_fn(params, x), "d"))
+    return jax.shard_map(
+        partial(step, grad_fn=mean_grad),
+        mesh=mesh,
+        in_specs=(P(), P(), P(None, None, "d")),
+        out_specs=P(),
+    )
+
+
+def assert_exports(step: Any, *args: Any, devices: int):
+    """For accelerators; compiling and running it is theirs."""
+    exported = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(*args)
+    assert exported.nr_devices == devices
+    assert exported.platforms == ("tpu", "cuda")
 
 
 def plain(leaf: Any) -> np.ndarray:

@@ -38,16 +38,14 @@ def check(settings: DistributedSettings, processes: int, num_images: int) -> Non
       SettingsError: naming the flag, what was given and what is wanted.
     """
     numbers = dataclasses.asdict(settings) | {"processes": processes}
-    for name in ("processes", "replicas", "batch_size", "num_outer", "num_steps"):
-        if numbers[name] < 1:
+    counts = ("processes", "replicas", "batch_size", "num_outer", "num_steps")
+    least = dict.fromkeys((*counts, "save_every"), 1) | {"seed": 0}
+    for name, lowest in least.items():
+        if numbers[name] < lowest:
             flag = name.replace("_", "-")
-            raise SettingsError(f"--{flag}: got {numbers[name]}, wanted 1 or more")
-    if settings.save_every < 1:
-        raise SettingsError(
-            f"--save-every: got {settings.save_every}, wanted 1 or more"
-        )
-    if settings.seed < 0:
-        raise SettingsError(f"--seed: got {settings.seed}, wanted 0 or more")
+            raise SettingsError(
+                f"--{flag}: got {numbers[name]}, wanted {lowest} or more"
+            )
     for name in ("step_size", "gamma", "coupling", "temperature"):
         check_hyperparameter(f"--{name.replace('_', '-')}", name, numbers[name])
     if "lstm" in settings.model:

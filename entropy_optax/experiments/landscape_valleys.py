@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
 import entropy_optax as eo
 from entropy_optax import measure
+from entropy_optax.measure._figures import new_figure
 from entropy_optax.measure._valleys import SHARP, WIDE
 
 CENTRES = {"sharp": SHARP, "wide": WIDE}
@@ -235,8 +235,7 @@ def shares_figure(sweep: list[dict[str, Any]]) -> Figure:
       The figure: for each optimizer the best of its other hyperparameter at each rate,
       as a line with Wilson's 95 % interval, and all others as dots.
     """
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 4.0)
     panels = figure.subplots(1, len(GRADIENT_NOISES), sharey=True, squeeze=False)[0]
     for axes, noise in zip(panels, GRADIENT_NOISES, strict=True):
         for colour, (name, marker) in zip(_COLOURS, _MARKERS.items(), strict=True):

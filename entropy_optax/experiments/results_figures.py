@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from entropy_optax.experiments import (
@@ -17,6 +16,7 @@ from entropy_optax.experiments.report import LABELS, estimate
 from entropy_optax.experiments.results_format import (
     lost_above,
 )
+from entropy_optax.measure._figures import new_figure
 
 
 def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]:
@@ -55,13 +55,6 @@ def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]
     return drawn
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Not pyplot: it holds global state and looks for a screen.
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     figure.savefig(path, dpi=130)
     return path
@@ -76,7 +69,7 @@ def _curves(folder: pathlib.Path, runs: list[Any]) -> list[pathlib.Path]:
             for r in runs
             if (r["row"], r["which"], r["gradients"]) == (row, which, gradients)
         ]
-        figure = _figure(7, 4.2)
+        figure = new_figure(7, 4.2)
         axes = figure.add_subplot()
         for optimizer in (
             name for name in LABELS if any(r["optimizer"] == name for r in own)
@@ -109,7 +102,7 @@ def _curves(folder: pathlib.Path, runs: list[Any]) -> list[pathlib.Path]:
 
 
 def _errors(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
-    figure = _figure(2.1 * len(records) + 1.2, 3.6)
+    figure = new_figure(2.1 * len(records) + 1.2, 3.6)
     panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
     for axes, (name, record) in zip(panels, records.items(), strict=True):
         methods = list(record["runs"])
@@ -149,7 +142,7 @@ def _errors(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
 
 def _headroom(path: pathlib.Path, records: dict[str, Any]) -> pathlib.Path:
     shapes = ("cosine", "constant")
-    figure = _figure(9, 3.4 * len(records))
+    figure = new_figure(9, 3.4 * len(records))
     panels = figure.subplots(len(records), 2, squeeze=False, sharey="row")
     for line, (name, record) in zip(panels, records.items(), strict=True):
         for axes, shape in zip(line, shapes, strict=True):

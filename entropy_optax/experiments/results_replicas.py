@@ -4,8 +4,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS
@@ -14,6 +12,7 @@ from entropy_optax.experiments.results_format import (
     markdown,
     mean_and_error,
 )
+from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
 
@@ -74,9 +73,7 @@ def draw(path: pathlib.Path, record: Record) -> pathlib.Path:
     Returns:
       The path.
     """
-    # Not pyplot: it holds global state and looks for a screen.
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.4)
     each, whole = figure.subplots(1, 2, sharey=True)
     runs = [run for row in record["rows"] for run in row["runs"]]
     positive = all(error > 0 for run in runs for _, error in run["curve"])

@@ -4,8 +4,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from entropy_optax.experiments.results_format import (
     contender_label,
@@ -18,6 +16,7 @@ from entropy_optax.experiments.stability import (
     at_matched_loss,
     at_stopped_loss,
 )
+from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
 
@@ -91,9 +90,7 @@ def draw(path: pathlib.Path, record: Record) -> pathlib.Path:
     Returns:
       The path.
     """
-    # Not pyplot: it holds global state and looks for a screen.
-    figure = Figure(figsize=(12, 4.3), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 4.3)
     over_time, relative, against_loss = figure.subplots(1, 3)
     fixed = _at_fixed_rate(record)
     for (name, row), (colour, marker) in zip(fixed.items(), _STYLES, strict=False):

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from entropy_optax.measure._figures import new_figure
 from entropy_optax.measure._lipschitz import smoothed_1d
 
 # Okabe and Ito's colours, with markers for those who cannot tell them apart.
@@ -33,9 +33,7 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _panels(width: float) -> tuple[Figure, Any, Any]:
-    # Not pyplot: it holds global state and looks for a screen.
-    figure = Figure(figsize=(width, 3.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 3.9)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -75,9 +75,9 @@ def run(
     if part in _GEOMETRY:
         out = (out or _MEASURE) / part
     out = out or (_REPLICAS if part == "replicas" else _FLAT_MINIMA)
+    if scenarios and part in _ALONE:
+        raise SettingsError(f"--scenario: {part} has none, got {scenarios[0]!r}")
     for scenario in scenarios:
-        if part in _ALONE:
-            raise SettingsError(f"--scenario: {part} has none, got {scenario!r}")
         if part != "valleys":
             flat_minima.base_settings(scenario)  # refuses unknown names before any work
         elif scenario not in matched_loss.SYSTEMS:

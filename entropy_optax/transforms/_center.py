@@ -8,6 +8,8 @@ import optax
 
 from entropy_optax.transforms._checks import check_num_replicas, check_replica_axis
 from entropy_optax.transforms._evaluation import outer_params
+from entropy_optax.transforms._inner import norm
+from entropy_optax.transforms._replica_pull import from_center
 
 
 def replica_params(params: optax.Params, num_replicas: int) -> optax.Params:
@@ -91,15 +93,8 @@ def replica_distance(params: optax.Params) -> jax.Array:
       >>> print(eo.replica_distance(jnp.array([[1.0, 0.0], [1.0, 4.0]])))
       2.0
     """
-
-    def squared(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.result_type(leaf, jnp.float32))
-        return jnp.sum(jnp.abs(wide - jnp.mean(wide, axis=0, keepdims=True)) ** 2)
-
     num_replicas = _num_replicas(params)
-    squares = map(squared, jax.tree.leaves(params))
-    total = sum(squares, start=jnp.zeros([], jnp.result_type(float)))
-    return jnp.sqrt(total / num_replicas)
+    return norm(jax.tree.map(jax.vmap(from_center), params)) / num_replicas**0.5
 
 
 def _num_replicas(params: optax.Params) -> int:

@@ -103,7 +103,7 @@ def add_replica_pull(
             return updates, state
         _check_within_replicate()
         rho = at_step(coupling, state.count)
-        offsets = jax.tree.map(_offset, params)
+        offsets = jax.tree.map(from_center, params)
         pulled = map_unmasked(
             lambda u, d: u + like_leaf(rho, u) * d.astype(u.dtype), updates, offsets
         )
@@ -123,18 +123,19 @@ def _check_within_replicate() -> None:
         ) from None
 
 
-def _offset(param: jax.Array) -> jax.Array:
+def from_center(param: jax.Array) -> jax.Array:
+    """Return the offset from the centre, under ``jax.vmap`` over the replicas."""
     # In float32: the mean of bfloat16 weights would be rounded to one of them.
-    return _from_center(param.astype(jnp.result_type(param, jnp.float32)))
+    return _offset(param.astype(jnp.result_type(param, jnp.float32)))
 
 
 @jax.custom_batching.custom_vmap
-def _from_center(param: jax.Array) -> jax.Array:
+def _offset(param: jax.Array) -> jax.Array:
     return param - param  # one alone is its own centre
 
 
-@_from_center.def_vmap
-def _all_from_center(
+@_offset.def_vmap
+def _offsets(
     axis_size: int, in_batched: Any, params: jax.Array
 ) -> tuple[jax.Array, bool]:
     # A mean over the leading axis, and no collective over the axis of vmap, which is
