@@ -151,20 +151,22 @@ print(f"the params are {size:,} bytes")
 
 
 # %%
+@jax.jit
+def measure(params, state):
+    center = eo.center_params(state, params)
+    errors = error(center), jax.vmap(error)(params).mean()
+    return eo.replica_distance(params), *errors
+
+
 def train(coupling):
     tx, params, state = start(coupling)
     step = jax.jit(make_step(tx), donate_argnums=(0, 1))
     path = []
     for t in range(OUTER):
         params, state = step(params, state, jax.random.fold_in(jax.random.key(2), t))
-        center = eo.center_params(state, params)
-        path.append(
-            (
-                float(eo.replica_distance(params)),
-                float(error(center)),
-                float(jax.vmap(error)(params).mean()),
-            )
-        )
+        # Wait for all devices: where eight share a core or two, XLA can lock up once
+        # one of them has 32 computations in its queue.
+        path.append(jax.block_until_ready(measure(params, state)))
     print("gradients of each replica:", eo.num_gradients(state)[0])
     return np.array(path)
 
