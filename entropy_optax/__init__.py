@@ -2,6 +2,7 @@
 
 from entropy_optax._alias import entropy_adam as entropy_adam
 from entropy_optax._alias import entropy_sgd as entropy_sgd
+from entropy_optax._filter_entropy import filter_entropy_sgd as filter_entropy_sgd
 from entropy_optax._replicated import elastic_averaging as elastic_averaging
 from entropy_optax._replicated import parle as parle
 from entropy_optax._replicated import replicated_sgd as replicated_sgd
@@ -23,6 +24,9 @@ from entropy_optax.schedules import temperature_from_noise as temperature_from_n
 from entropy_optax.transforms import AddReplicaPullState as AddReplicaPullState
 from entropy_optax.transforms import LocalEntropyState as LocalEntropyState
 from entropy_optax.transforms import (
+    RandomWeightPerturbationState as RandomWeightPerturbationState,
+)
+from entropy_optax.transforms import (
     ScaleByLocalEntropyState as ScaleByLocalEntropyState,
 )
 from entropy_optax.transforms import add_replica_pull as add_replica_pull
@@ -30,6 +34,9 @@ from entropy_optax.transforms import center_params as center_params
 from entropy_optax.transforms import eval_params as eval_params
 from entropy_optax.transforms import local_entropy as local_entropy
 from entropy_optax.transforms import num_gradients as num_gradients
+from entropy_optax.transforms import (
+    random_weight_perturbation as random_weight_perturbation,
+)
 from entropy_optax.transforms import replica_distance as replica_distance
 from entropy_optax.transforms import replica_params as replica_params
 from entropy_optax.transforms import replicate as replicate

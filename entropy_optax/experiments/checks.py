@@ -10,6 +10,7 @@ from entropy_optax.experiments.settings import (
     SettingsError,
     gradients_per_update,
     num_replicas,
+    num_splits,
 )
 
 
@@ -57,6 +58,14 @@ def check(settings: Settings) -> None:
                 raise SettingsError(f"--optimizer: {name} is for images, with replicas")
             if settings.devices > 1:
                 raise SettingsError("--devices: text has one, images may have more")
+            if num_splits(settings, name):
+                raise SettingsError(f"{_flag(name)}.splits: text cannot be split")
+        splits = num_splits(settings, name) or 1
+        if settings.batch_size % splits or (splits > 1 and settings.devices > 1):
+            raise SettingsError(
+                f"{_flag(name)}.splits: got {splits}, wanted a divisor of --batch-size"
+                f" {settings.batch_size}, and one device"
+            )
         per_update = gradients_per_update(settings, name)
         if per_update < 1:
             field = "sync-period" if name == "lookahead" else "num-steps"

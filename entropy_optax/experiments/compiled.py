@@ -15,7 +15,7 @@ import entropy_optax as eo
 from entropy_optax.experiments import meshes, methods
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.methods import repeats
-from entropy_optax.experiments.settings import Settings, num_replicas
+from entropy_optax.experiments.settings import Settings, num_replicas, num_splits
 from entropy_optax.experiments.tasks import Task
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
@@ -127,6 +127,9 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
     length = group.num_steps if local else math.gcd(settings.report_every, 20)
     repeat = repeats(settings, optimizer)
     replicas = num_replicas(settings, optimizer)
+    splits = num_splits(settings, optimizer)
+    # Copies of the network with params of their own.
+    copies = replicas or splits
     mesh = meshes.make_mesh(settings, optimizer)
 
     def tx(traced: Any, key: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -140,9 +143,9 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
     def init(traced: Any, key: jax.Array) -> dict[str, Any]:
         init_key, noise_key, dropout_key = jax.random.split(key, 3)
         params, state = task.init(init_key)
-        if replicas is not None:
-            params = eo.replica_params(params, replicas)
-            state = eo.replica_params(state, replicas)
+        if copies is not None:
+            params = eo.replica_params(params, copies)
+            state = eo.replica_params(state, copies)
         state = TrainState.create(
             apply_fn=lambda: None,
             params=params,
@@ -161,7 +164,7 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
             drop = jax.random.fold_in(key, number)
             return task.loss(params, state, batch, number, drop)
 
-        step = linen_train_step(loss_fn, replicas)
+        step = linen_train_step(loss_fn, copies)
         # Gradients of one minibatch have one number, and one dropout mask.
         count = settings.report_every * (replicas or 1)
         done = arrays["step"] * (replicas or 1)
@@ -178,6 +181,8 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
         def body(arrays: Any, group: Any) -> Any:
             picked, numbers = group
             batches = meshes.place_batches(mesh, gather(data, picked), replicas)
+            if splits is not None:
+                batches, numbers = _split(batches, numbers, splits)
             state = TrainState(
                 apply_fn=lambda: None,
                 tx=tx(traced),
@@ -191,6 +196,16 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
         return arrays, jnp.mean(losses)
 
     return init, advance
+
+
+def _split(batches: Any, numbers: jax.Array, splits: int) -> tuple[Any, jax.Array]:
+    """Returns minibatches `[L, B, ...]` as `[splits, L, B / splits, ...]`."""
+
+    def parts(leaf: jax.Array) -> jax.Array:
+        leaf = leaf.reshape(leaf.shape[0], splits, -1, *leaf.shape[2:])
+        return jnp.moveaxis(leaf, 1, 0)
+
+    return jax.tree.map(parts, batches), jnp.tile(numbers, (splits, 1))
 
 
 _FIELDS = ("step", "params", "opt_state", "rng_key")

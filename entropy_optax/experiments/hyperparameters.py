@@ -9,12 +9,14 @@ OptimizerName = Literal[
     "sgd",
     "adam",
     "sam",
+    "asam",
     "lookahead",
     "ema",
     "schedule_free",
     "entropy_sgd",
     "entropy_adam",
     "parle",
+    "filter_entropy",
     "averaging_alone",
     "reset_alone",
 ]
@@ -54,6 +56,16 @@ class SAMSettings(SGDSettings):
 
     radius: float = 0.05
     """Length of the step uphill, rho."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ASAMSettings(SAMSettings):
+    """SAM whose ascent is measured in units of each weight."""
+
+    radius: float = 0.5
+    """Length of the step uphill in these units, rho."""
+    eta: float = 0.01
+    """Added to the size of each weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +160,34 @@ class ParleSettings(EntropySGDSettings):
     """Pull of each replica to the mean of all, per outer step, in the first one."""
     coupling_growth: float = 0.0
     """The coupling grows by this factor per outer step, coupling * (1 + growth)^t."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterEntropySettings(SGDSettings):
+    """Gradients at random perturbations of the weights, in the geometry of filters."""
+
+    radius: float = 0.5
+    """Size of the perturbation as a fraction of the weights' own."""
+    radius_end: float = 1.0
+    """The radius changes linearly over the run, to this multiple of it."""
+    geometry: Literal["filter", "leaf", "none"] = "filter"
+    """Whose size it is a fraction of; with none the radius is absolute."""
+    antithetic: bool = False
+    """Perturbations in pairs of opposite sign: successive ones, or within a batch."""
+    perturbations: int = 1
+    """Gradients, each at a perturbation of its own, that a step takes the mean of."""
+    splits: int = 1
+    """Parts of each minibatch, each at a perturbation of its own."""
+    outer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Optimizer; weight_decay is AdamW's and Muon's own, momentum Adam's b1."""
+    average_decay: float = 0.0
+    """Evaluate at the moving average of the iterates, if above 0."""
+    num_steps: int = 1
+    """Gradients per step (L): with 1 the heat equation, else Langevin dynamics."""
+    temperature: float = 1.0
+    """Temperature of that Langevin dynamics; it tends to the heat equation."""
+    pull: float = 0.5
+    """Its step size times its scope."""
 
 
 def rate_field(group: Any) -> str:

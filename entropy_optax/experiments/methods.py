@@ -5,6 +5,7 @@ compilation serves a whole grid; numbers that change the program are not.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,17 +14,20 @@ import jax.numpy as jnp
 import optax
 
 import entropy_optax as eo
-from entropy_optax.experiments import averaging
+from entropy_optax.experiments import averaging, perturbed
 from entropy_optax.experiments.hyperparameters import (
     AdamSettings,
+    ASAMSettings,
     EMASettings,
     EntropySGDSettings,
+    FilterEntropySettings,
     LookaheadSettings,
     ParleSettings,
     SAMSettings,
     ScheduleFreeSettings,
     resolved,
 )
+from entropy_optax.experiments.rates import rate, shaped
 from entropy_optax.experiments.settings import Settings, gradients_per_update
 
 Hyperparameters = dict[str, jax.Array]
@@ -88,30 +92,6 @@ def repeats(settings: Settings, optimizer: str) -> int:
     return 2 if isinstance(getattr(settings, optimizer), SAMSettings) else 1
 
 
-def rate(settings: Settings, num_updates: int, initial: Any) -> Callable[[Any], Any]:
-    """The rate over one optimizer's own updates.
-
-    Args:
-      settings: of the experiment; names the shape.
-      num_updates: how many updates a run has.
-      initial: the rate at update 0.
-
-    Returns:
-      A schedule: from the number of updates done to the rate.
-    """
-    if settings.rate_schedule == "constant":
-        return lambda count: initial * jnp.ones_like(count, jnp.float32)
-    if settings.rate_schedule == "step":
-        drops: dict[int, float] = {}
-        for at in (int(share * num_updates) for share in settings.step_at):
-            # In a short run two falls can meet in one update.
-            drops[at] = drops.get(at, 1.0) * settings.step_factor
-        shape = optax.piecewise_constant_schedule(1.0, drops)
-    else:
-        shape = optax.cosine_decay_schedule(1.0, num_updates)
-    return lambda count: initial * shape(count)
-
-
 def make_method(
     name: str,
     settings: Settings,
@@ -141,8 +121,11 @@ def make_method(
         return Method(tx, lambda state, params: params)
     decay = optax.add_decayed_weights(traced["weight_decay"])
     # SAM's second gradient of a minibatch is its only update of the base optimizer.
-    num_updates = settings.num_gradients // repeats(settings, name)
-    schedule = rate(_shaped(group, settings), num_updates, traced["learning_rate"])
+    per_update = repeats(settings, name)
+    if isinstance(group, FilterEntropySettings):
+        per_update = gradients_per_update(settings, name)
+    num_updates = settings.num_gradients // per_update
+    schedule = rate(shaped(group, settings), num_updates, traced["learning_rate"])
     if isinstance(group, AdamSettings):
         tx = optax.adamw(
             schedule, group.b1, group.b2, weight_decay=traced["weight_decay"]
@@ -160,12 +143,24 @@ def make_method(
                 state[-1], params
             ),
         )
+    elif isinstance(group, FilterEntropySettings):
+        outer = perturbed.outer_optimizer(group, schedule, traced["weight_decay"])
+        tx = perturbed.filter_entropy(
+            group,
+            optax.chain(*clips, outer),
+            traced["radius"],
+            settings.num_gradients,
+            key,
+        )
+        return Method(tx, functools.partial(perturbed.filter_entropy_params, group))
     else:
         momentum = group.momentum or None
         sgd = optax.sgd(schedule, momentum=momentum, nesterov=momentum is not None)
         tx = optax.chain(decay, sgd)
     if isinstance(group, SAMSettings):
         uphill = optax.chain(optax.contrib.normalize(), optax.sgd(traced["radius"]))
+        if isinstance(group, ASAMSettings):
+            uphill = perturbed.ascend_adaptively(traced["radius"], group.eta)
         # The clip belongs to the descent: the way uphill is normalised anyhow.
         tx = optax.contrib.sam(optax.chain(*clips, tx), uphill, sync_period=2)
         return Method(tx, lambda state, params: params)
@@ -177,35 +172,6 @@ def make_method(
         tx = averaging.average_iterates(tx, group.average_decay)
         return Method(tx, lambda state, params: averaging.average(state))
     return Method(optax.with_extra_args_support(tx), lambda state, params: params)
-
-
-def current_rate(name: str, settings: Settings, gradients: int) -> float:
-    """The scheduled rate in force after so many gradients.
-
-    Args:
-      name: of the optimizer.
-      settings: of the experiment.
-      gradients: number of gradients taken.
-
-    Returns:
-      The learning rate of SGD or Adam; of Entropy-SGD the inner step size, or the
-      outer rate where that alone is annealed.
-    """
-    group = getattr(settings, name)
-    if isinstance(group, EntropySGDSettings):
-        group = resolved(group)
-    if isinstance(group, ScheduleFreeSettings):
-        warmup = max(1, int(group.warmup * settings.num_gradients))
-        return group.learning_rate * min(1.0, gradients / warmup)
-    per_update = 1
-    initial = getattr(group, "step_size", group.learning_rate)
-    if isinstance(group, EntropySGDSettings | SAMSettings):
-        per_update = gradients_per_update(settings, name)
-    if isinstance(group, EntropySGDSettings) and group.anneal == "outer":
-        initial = group.learning_rate
-    shaped = _shaped(group, settings)
-    schedule = rate(shaped, settings.num_gradients // per_update, initial)
-    return float(schedule(gradients // per_update))
 
 
 def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> int:
@@ -220,7 +186,7 @@ def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> i
       The count.
     """
     group = getattr(settings, name)
-    if isinstance(group, EntropySGDSettings):
+    if isinstance(group, EntropySGDSettings | FilterEntropySettings):
         return int(jnp.sum(eo.num_gradients(opt_state)))
     field = "step_count" if isinstance(group, ScheduleFreeSettings) else "count"
     counts = optax.tree.get_all_with_path(opt_state, field)
@@ -228,12 +194,6 @@ def num_gradients(name: str, settings: Settings, opt_state: optax.OptState) -> i
     if isinstance(group, ScheduleFreeSettings):
         return most - 1  # Optax starts it at 1
     return most * repeats(settings, name)
-
-
-def _shaped(group: Any, settings: Settings) -> Settings:
-    if getattr(group, "constant_rate", False):
-        return dataclasses.replace(settings, rate_schedule="constant")
-    return settings
 
 
 def _clips(settings: Settings) -> list[optax.GradientTransformation]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropy_optax.experiments import methods
+from entropy_optax.experiments import methods, rates
 from entropy_optax.experiments.checkpoints import Checkpoints
 from entropy_optax.experiments.compiled import Step, compile_step, draw, num_draws
 from entropy_optax.experiments.compiled import member as member_of
@@ -129,6 +129,10 @@ class Experiment:
             itertools.islice(self.task.indices(m.seed), skip, None) for m in members
         ]
         for done in range(begin + chunk, settings.num_gradients + 1, chunk):
+            # Wait for all devices, here and in `score`, not the first alone: where they
+            # share few cores, XLA locks up in a collective if one still has 32
+            # computations in its queue.
+            jax.block_until_ready((arrays, chosen))
             start = time.perf_counter()
             indices = draw(streams, draws)
             arrays, losses = advance(arrays, traced, data, indices)
@@ -142,7 +146,7 @@ class Experiment:
                 measured = None
                 if evaluate:
                     start = time.perf_counter()
-                    state = member_of(arrays, i)
+                    state = jax.block_until_ready(member_of(arrays, i))
                     at = self._evaluated(optimizer, member.settings, state)
                     variables = self.task.variables(*at)
                     measured = log.last = self.task.score(variables, "validation")
@@ -157,7 +161,7 @@ class Experiment:
                         chosen = jax.tree.map(put, chosen, at)
                     log.curve.append((done * replicas, value))
                     log.evaluation_seconds += time.perf_counter() - start
-                rate = methods.current_rate(optimizer, member.settings, done - chunk)
+                rate = rates.current_rate(optimizer, member.settings, done - chunk)
                 report(
                     Progress(
                         optimizer,

@@ -9,8 +9,10 @@ import tyro
 
 from entropy_optax.experiments.hyperparameters import (
     AdamSettings,
+    ASAMSettings,
     EMASettings,
     EntropySGDSettings,
+    FilterEntropySettings,
     LookaheadSettings,
     OptimizerName,
     ParleSettings,
@@ -109,6 +111,7 @@ class Settings:
     sgd: SGDSettings = SGDSettings()
     adam: AdamSettings = AdamSettings()
     sam: SAMSettings = SAMSettings()
+    asam: ASAMSettings = ASAMSettings()
     lookahead: LookaheadSettings = LookaheadSettings()
     ema: EMASettings = EMASettings()
     schedule_free: ScheduleFreeSettings = ScheduleFreeSettings()
@@ -121,6 +124,7 @@ class Settings:
         anneal="outer",
     )
     parle: ParleSettings = ParleSettings()
+    filter_entropy: FilterEntropySettings = FilterEntropySettings()
     averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
     """Control: Entropy-SGD without its pull and noise."""
     reset_alone: EntropySGDSettings = EntropySGDSettings(
@@ -153,28 +157,45 @@ def gradients_per_update(settings: Settings, optimizer: str) -> int:
       optimizer: its name.
 
     Returns:
-      num_steps of local entropy, 2 for SAM, the period of Lookahead, else 1.
+      num_steps of local entropy, the perturbations of a step, 2 for SAM, the period of
+      Lookahead, else 1.
     """
     group = getattr(settings, optimizer)
     if isinstance(group, EntropySGDSettings):
         return group.num_steps
+    if isinstance(group, FilterEntropySettings):
+        return group.num_steps * group.perturbations
     if isinstance(group, LookaheadSettings):
         return group.sync_period
     return 2 if isinstance(group, SAMSettings) else 1
 
 
 def num_replicas(settings: Settings, optimizer: str) -> int | None:
-    """How many replicas an optimizer trains.
+    """How many replicas an optimizer trains, each on minibatches of its own.
 
     Args:
       settings: of the experiment.
       optimizer: its name.
 
     Returns:
-      The number, None for all but Parle: their params have no such axis.
+      The number, None for all but Parle.
     """
     is_parle = isinstance(getattr(settings, optimizer), ParleSettings)
     return settings.replicas if is_parle else None
+
+
+def num_splits(settings: Settings, optimizer: str) -> int | None:
+    """In how many parts an optimizer splits each minibatch.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+
+    Returns:
+      The number, None where it takes the whole.
+    """
+    splits = getattr(getattr(settings, optimizer), "splits", 1)
+    return splits if splits > 1 else None
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -9,6 +9,12 @@ from entropy_optax.transforms._local_entropy import local_entropy as local_entro
 from entropy_optax.transforms._one_gradient import (
     LocalEntropyState as LocalEntropyState,
 )
+from entropy_optax.transforms._random_weight_perturbation import (
+    RandomWeightPerturbationState as RandomWeightPerturbationState,
+)
+from entropy_optax.transforms._random_weight_perturbation import (
+    random_weight_perturbation as random_weight_perturbation,
+)
 from entropy_optax.transforms._replica_pull import (
     AddReplicaPullState as AddReplicaPullState,
 )

@@ -7,13 +7,22 @@ import jax.numpy as jnp
 import optax
 
 from entropy_optax.transforms._one_gradient import LocalEntropyState
+from entropy_optax.transforms._random_weight_perturbation import (
+    RandomWeightPerturbationState,
+)
 from entropy_optax.transforms._scale_by_local_entropy import ScaleByLocalEntropyState
 
-_STATES = (LocalEntropyState, ScaleByLocalEntropyState)
+_STATES = (
+    LocalEntropyState,
+    RandomWeightPerturbationState,
+    ScaleByLocalEntropyState,
+)
 
 
 def _local_entropy_states(state: optax.OptState) -> list:
     """Return every local entropy's state in the state of a chain or wrapper.
+
+    Those of :func:`random_weight_perturbation`, its limit, included.
 
     Raises:
       ValueError: if there is none.
@@ -22,8 +31,8 @@ def _local_entropy_states(state: optax.OptState) -> list:
     found = [node for node in nodes if isinstance(node, _STATES)]
     if not found:
         raise ValueError(
-            "state must hold that of local_entropy or scale_by_local_entropy, "
-            f"got {type(state).__name__} without one."
+            "state must hold that of local_entropy, scale_by_local_entropy or "
+            f"random_weight_perturbation, got {type(state).__name__} without one."
         )
     return found
 
@@ -33,6 +42,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     With one gradient per call the params are x' within a cycle; x is where to evaluate
     and what to keep. With the whole loop in one update, x is the params themselves.
+    With :func:`random_weight_perturbation` x is what the params perturb, the same for
+    all of its replicas.
 
     Args:
       state: the state of a transformation which holds a local entropy (a chain, a
@@ -58,6 +69,12 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     for found in _local_entropy_states(state):
         if isinstance(found, LocalEntropyState):
             params = _anchor(found, params)
+        elif isinstance(found, RandomWeightPerturbationState):
+            params = jax.tree.map(
+                lambda x, p: jnp.broadcast_to(x, jnp.shape(p)),
+                _filled(found.anchor, params),
+                params,
+            )
     return params
 
 
@@ -69,22 +86,24 @@ def outer_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     return params
 
 
-def _anchor(state: LocalEntropyState, params: optax.Params) -> optax.Params:
+def _filled(anchor: optax.Params, params: optax.Params) -> optax.Params:
     # Masked leaves are the params' own: this local entropy does not move them.
-    filled = jax.tree.map(
+    return jax.tree.map(
         lambda a, p: p if isinstance(a, optax.MaskedNode) else a,
-        state.anchor,
+        anchor,
         params,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
 
+
+def _anchor(state: LocalEntropyState, params: optax.Params) -> optax.Params:
     def pick(anchor: jax.Array, param: jax.Array) -> jax.Array:
         # Under vmap the count has leading axes: align them with the leaf's.
         first = state.inner_count == 0
         first = first.reshape(first.shape + (1,) * (jnp.ndim(param) - first.ndim))
         return jnp.where(first, param, anchor)
 
-    return jax.tree.map(pick, filled, params)
+    return jax.tree.map(pick, _filled(state.anchor, params), params)
 
 
 def num_gradients(state: optax.OptState) -> jax.Array:

@@ -14,9 +14,9 @@ import pytest
 from entropy_optax.experiments import (
     checks,
     image_task,
-    methods,
     models,
     names,
+    rates,
     report,
     runner,
     settings,
@@ -153,7 +153,7 @@ def test_rates_have_one_shape(shape):
     )
     for gradients in (0, 100, 300, 380):
         shares = [
-            methods.current_rate(name, chosen, gradients) / start
+            rates.current_rate(name, chosen, gradients) / start
             for name, start in (
                 ("sgd", chosen.sgd.learning_rate),
                 ("adam", chosen.adam.learning_rate),
@@ -161,7 +161,7 @@ def test_rates_have_one_shape(shape):
             )
         ]
         assert shares == pytest.approx([shares[0]] * 3, rel=1e-5)
-    assert methods.current_rate("sgd", chosen, 0) == pytest.approx(
+    assert rates.current_rate("sgd", chosen, 0) == pytest.approx(
         chosen.sgd.learning_rate
     )
 

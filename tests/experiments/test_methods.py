@@ -12,7 +12,7 @@ import pytest
 from toy_task import ByHand, ToyTask
 
 import entropy_optax as eo
-from entropy_optax.experiments import checks, methods, runner, settings
+from entropy_optax.experiments import checks, rates, runner, settings
 from entropy_optax.experiments.hyperparameters import progress, rate_field, resolved
 from entropy_optax.experiments.settings import EntropySGDSettings, Settings
 
@@ -312,7 +312,7 @@ def test_noise_depends_on_the_seed_and_the_temperature(noise):
 def test_reported_rates_are_those_of_the_formulas():
     chosen = dataclasses.replace(BASE, entropy_sgd=LOCAL)
     for t in range(N):
-        rate = functools.partial(methods.current_rate, settings=chosen, gradients=t)
+        rate = functools.partial(rates.current_rate, settings=chosen, gradients=t)
         assert rate("sgd") == pytest.approx(0.2 * falling(chosen, N, t), abs=1e-6)
         sam_rate = 0.2 * falling(chosen, N // 2, t // 2)
         assert rate("sam") == pytest.approx(sam_rate, abs=1e-6)
@@ -400,4 +400,4 @@ def test_a_constant_rate_stays():
             list(by_hand(ByHand(SEED), constant))[-1],
             rtol=1e-4,
         )
-        assert methods.current_rate(name, chosen, 6) == pytest.approx(0.2)
+        assert rates.current_rate(name, chosen, 6) == pytest.approx(0.2)
