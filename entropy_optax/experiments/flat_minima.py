@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from entropy_optax.experiments.settings import (
     Settings,
     SettingsError,
     from_dict,
+    metric,
 )
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
@@ -219,36 +221,64 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
       command: to be quoted in the page of the search.
       console: where progress goes.
     """
-    folder = out / scenario
-    settings = base_settings(scenario)
-    experiment = Experiment(settings, make_task(settings))
+    grid = functools.partial(make_grid, scenario)
+    compare_methods(scenario, grid, out / scenario, command, console)
+
+
+def compare_methods(
+    scenario: str,
+    grid_of: Callable[[int], Grid],
+    folder: pathlib.Path,
+    command: str,
+    console: Console,
+) -> None:
+    """Tunes every method of a scenario and runs the fresh seeds; resumable.
+
+    Args:
+      scenario: its name.
+      grid_of: from configurations for each method to the search; its settings, methods
+        and fresh seeds are the comparison's.
+      folder: of `grid.json`, its page, and `compare.json`.
+      command: to be quoted in the page of the search.
+      console: where progress goes.
+    """
     budget = FIRST_BUDGET
+    grid = grid_of(budget)
+    settings, methods, seeds = grid.settings, tuple(grid.axes), grid.preset_seeds
+    experiment = Experiment(settings, make_task(settings))
     while True:
-        grid = make_grid(scenario, budget)
+        grid = grid_of(budget)
         results = search(grid, folder / "grid.json", console, experiment)
-        left = [n for n in METHODS if tune_report.untried(grid, results, n)]
+        left = [n for n in methods if tune_report.untried(grid, results, n)]
         # A search that was stopped may have got on further with some methods.
-        most = max(len(tune_report.ranked(grid, results, n)) for n in METHODS)
+        most = max(len(tune_report.ranked(grid, results, n)) for n in methods)
         if most <= budget and (not left or budget >= LAST_BUDGET):
             break
         budget += 4
     console.print(f"{scenario}: {budget} configurations each; not inside: {left}")
     tune_report.write_readme(folder / "README.md", grid, results, command)
-    chosen = dataclasses.replace(settings, seeds=SEEDS)
+    chosen = dataclasses.replace(settings, seeds=seeds)
     edges = {}
-    for name in METHODS:
+    for name in methods:
         best = tune_report.ranked(grid, results, name)[0]
         chosen = with_fields(chosen, name, best["hyperparameters"])
         if found := tune_report.edges(grid, name, best):
             edges[name] = found
     memo = Memo(folder / "compare.part", chosen)
-    members = [Member(seed, chosen) for seed in SEEDS]
-    finish = lambda name: [_short(r) for r in experiment.run_together(name, members)]
+    members = [Member(seed, chosen) for seed in seeds]
+    groups = [members] if settings.model == "mlp" else [[m] for m in members]
+
+    def finish(name: str) -> list[dict[str, Any]]:
+        runs = [experiment.run_together(name, group) for group in groups]
+        return [_short(run) for group in runs for run in group]
+
+    by = metric(settings)
     runs = {}
-    for name in METHODS:
+    for name in methods:
         runs[name] = memo(name, functools.partial(finish, name))
-        errors = report.estimate([run["test_error"] for run in runs[name]])
-        console.print(f"{scenario}: {name} test error {errors} %")
+        values = report.estimate([run[f"test_{by}"] for run in runs[name]])
+        unit = "nats" if by == "loss" else "%"
+        console.print(f"{scenario}: {name} test {by} {values} {unit}")
     content = {
         "scenario": scenario,
         "settings": chosen,

@@ -1,0 +1,248 @@
+"""Local entropy in the geometry of the filters: where it was searched, and its test.
+
+The test has the protocol of `flat_minima`: as many configurations of each method,
+chosen on the validation images, and ten fresh seeds at an equal number of gradients.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from rich.console import Console
+
+from entropy_optax.experiments import flat_minima, tune_report
+from entropy_optax.experiments.checks import check
+from entropy_optax.experiments.grid import Grid, with_fields
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.settings import Settings, SettingsError
+from entropy_optax.experiments.tasks import make_task
+from entropy_optax.experiments.tune import search
+
+METHODS = ("sgd", "adam", "sam", "asam", "ema", "entropy_sgd", "filter_entropy")
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "500": {"num_train": 500},
+    "1000": {"num_train": 1000},
+    "5000": {"num_train": 5000},
+    "wrong20": {"num_train": 1000, "label_noise": 0.2},
+    "wrong40": {"num_train": 1000, "label_noise": 0.4},
+    "cifar5000": {
+        "model": "lenet_small",
+        "data": "cifar10",
+        "num_train": 5000,
+        "num_gradients": 2000,
+        "evaluate_every": 2000,
+    },
+    "char_lstm": {
+        "model": "char_lstm_small",
+        "data": "warpeace",
+        "pool": 1,
+        "features": 64,
+        "batch_size": 32,
+        "clip_norm": 0.25,
+        "num_gradients": 1000,
+        "evaluate_every": 1000,
+    },
+    "batch1024": {"batch_size": 1024, "num_gradients": 600, "evaluate_every": 600},
+}
+SEARCHED = ("500", "wrong40")
+"""Scenarios on whose validation images the form was chosen."""
+TUNING_SEEDS = (100, 101, 102)
+SEARCH_BUDGET = 24
+
+_RATES = flat_minima._RATES
+_DECAYS = flat_minima._DECAYS
+_RADII = [0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2]
+_AXES = {name: flat_minima._AXES[name] for name in METHODS if name in flat_minima._AXES}
+_AXES |= {
+    "asam": {
+        "learning_rate": _RATES,
+        "radius": [0.0625 * 2**k for k in range(9)],
+        "weight_decay": _DECAYS,
+    },
+    "filter_entropy": {
+        "learning_rate": _RATES,
+        "radius": _RADII,
+        "weight_decay": _DECAYS,
+    },
+}
+_START = flat_minima._START | {"radius": 0.1}
+_OWN_START = {
+    "adam": flat_minima._OWN_START["adam"],
+    "asam": {"radius": 0.5},
+    "filter_entropy": {"radius": 0.4},
+}
+# Where noise or a large step would drown what little can be learnt.
+_LSTM_RATES = [0.0025 * 2**k for k in range(4, 15)]
+_LSTM_START: dict[str, dict[str, Any]] = {
+    name: {"learning_rate": 2.56, "effective_rate": 2.56, "weight_decay": 0.0}
+    for name in METHODS
+}
+_LSTM_START["adam"] = {"learning_rate": 8e-3, "weight_decay": 0.0}
+_LSTM_START["sam"] |= {"radius": 0.05}
+_LSTM_START["asam"] |= {"radius": 0.25}
+_LSTM_START["filter_entropy"] |= {"radius": 0.1}
+
+# What the form of the method could be; each is searched alone, over rate, radius and
+# decay. The first is the plain one: a constant radius, one gradient a step, SGD.
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "radius falls to 0.2": {"radius_end": 0.2},
+    "radius doubles": {"radius_end": 2.0},
+    "2 perturbations a step": {"perturbations": 2},
+    "antithetic pair a step": {"perturbations": 2, "antithetic": True},
+    "4 perturbations a step": {"perturbations": 4},
+    "antithetic successive steps": {"antithetic": True},
+    "2 parts of each batch": {"splits": 2},
+    "2 antithetic parts of each batch": {"splits": 2, "antithetic": True},
+    "10 parts of each batch": {"splits": 10},
+    "Langevin, L = 5, T = 0.1": {"num_steps": 5, "temperature": 0.1},
+    "Langevin, L = 5, T = 1": {"num_steps": 5, "temperature": 1.0},
+    "Langevin, L = 5, T = 100": {"num_steps": 5, "temperature": 100.0},
+    "mean of iterates, 0.99": {"average_decay": 0.99},
+    "mean of iterates, 0.997": {"average_decay": 0.997},
+    "AdamW outside": {"outer": "adamw"},
+    "Muon outside": {"outer": "muon"},
+    "per leaf": {"geometry": "leaf"},
+    "one size for all weights": {"geometry": "none"},
+}
+_OWN_AXES: dict[str, dict[str, list[Any]]] = {
+    "AdamW outside": {
+        "learning_rate": flat_minima._AXES["adam"]["learning_rate"],
+        "weight_decay": flat_minima._AXES["adam"]["weight_decay"],
+    },
+    "Muon outside": {"weight_decay": flat_minima._AXES["adam"]["weight_decay"]},
+    "one size for all weights": {"radius": [0.0025 * 2**k for k in range(9)]},
+}
+_OWN_FORM_START: dict[str, dict[str, Any]] = {
+    "AdamW outside": {"learning_rate": 2e-3, "weight_decay": 0.1},
+    "Muon outside": {"learning_rate": 0.02, "weight_decay": 0.1},
+    "one size for all weights": {"radius": 0.02},
+}
+
+
+def base_settings(scenario: str) -> Settings:
+    """What all methods share in a scenario.
+
+    Args:
+      scenario: its name.
+
+    Returns:
+      Settings of a perceptron 196-100-10 on digits of 14 x 14 pixels, of a LeNet on
+      CIFAR-10 of 16 x 16, or of an LSTM.
+
+    Raises:
+      SettingsError: if there is no such scenario.
+    """
+    if scenario not in SCENARIOS:
+        raise SettingsError(
+            f"--scenario: got {scenario!r}, wanted one of {', '.join(SCENARIOS)}"
+        )
+    settings = Settings(
+        model="mlp",
+        pool=2,
+        batch_size=100,
+        num_gradients=3000,
+        report_every=100,
+        evaluate_every=3000,
+        seeds=TUNING_SEEDS,
+        optimizer=METHODS,
+    )
+    settings = dataclasses.replace(settings, **SCENARIOS[scenario])
+    if settings.model != "mlp":
+        settings = dataclasses.replace(settings, seeds=TUNING_SEEDS[:2])
+    off = {"temperature": 0.0, "gamma_growth": 0.0}
+    settings = with_fields(settings, "entropy_sgd", off)
+    check(settings)
+    return settings
+
+
+def make_grid(scenario: str, budget: int) -> Grid:
+    """The search of a scenario.
+
+    Args:
+      scenario: its name.
+      budget: configurations for each method.
+
+    Returns:
+      The grid.
+    """
+    settings = base_settings(scenario)
+    axes = {name: dict(_AXES[name]) for name in METHODS}
+    own_start = _LSTM_START if scenario == "char_lstm" else _OWN_START
+    start = {}
+    for name, own in axes.items():
+        if "num_steps" in own:
+            # Of fewer outer steps a cosine is a few stairs that do not end near 0.
+            most = settings.num_gradients // 30
+            own["num_steps"] = [n for n in own["num_steps"] if n <= most]
+        if scenario == "char_lstm" and name != "adam":
+            rate = "effective_rate" if name == "entropy_sgd" else "learning_rate"
+            own[rate] = _LSTM_RATES
+        values = _START | own_start.get(name, {})
+        start[name] = {axis: values[axis] for axis in own}
+    return Grid(settings, flat_minima.SEEDS, {}, axes, {}, budget, start)
+
+
+def form_grid(scenario: str, form: str) -> Grid:
+    """The search of one form of the method.
+
+    Args:
+      scenario: its name.
+      form: its name.
+
+    Returns:
+      The grid over rate, radius and decay.
+    """
+    settings = base_settings(scenario)
+    settings = with_fields(settings, "filter_entropy", FORMS[form])
+    settings = dataclasses.replace(settings, optimizer=("filter_entropy",))
+    axes = _AXES["filter_entropy"] | _OWN_AXES.get(form, {})
+    values = _START | _OWN_START["filter_entropy"] | _OWN_FORM_START.get(form, {})
+    start = {axis: values[axis] for axis in axes}
+    return Grid(
+        settings, flat_minima.SEEDS, {}, {"filter_entropy": axes}, {}, SEARCH_BUDGET,
+        {"filter_entropy": start},
+    )  # fmt: skip
+
+
+def search_forms(scenario: str, out: pathlib.Path, console: Console) -> None:
+    """Tries every form, on validation images alone; resumable.
+
+    Args:
+      scenario: its name.
+      out: folder of `SCENARIO/forms.json` and of the searches.
+      console: where progress goes.
+    """
+    settings = base_settings(scenario)
+    experiment = Experiment(settings, make_task(settings))
+    rows = []
+    for number, form in enumerate(FORMS):
+        grid = form_grid(scenario, form)
+        path = out / scenario / "forms" / f"{number:02d}.json"
+        results = search(grid, path, console, experiment)
+        best, *_ = tune_report.ranked(grid, results, "filter_entropy")
+        rows.append(
+            {
+                "form": form,
+                "configurations": len(results),
+                "untried": tune_report.untried(grid, results, "filter_entropy"),
+                "edges": tune_report.edges(grid, "filter_entropy", best),
+                "best": best,
+            }
+        )
+    content = {"scenario": scenario, "settings": settings, "rows": rows}
+    flat_minima.write_json(out / scenario / "forms.json", content)
+
+
+def compare(scenario: str, out: pathlib.Path, command: str, console: Console) -> None:
+    """Tunes every method of a scenario and runs the fresh seeds; resumable.
+
+    Args:
+      scenario: its name.
+      out: folder of the study.
+      command: to be quoted in the page of the search.
+      console: where progress goes.
+    """
+    grid = functools.partial(make_grid, scenario)
+    flat_minima.compare_methods(scenario, grid, out / scenario, command, console)
