@@ -105,20 +105,34 @@ FORMS: dict[str, dict[str, Any]] = {
     "Muon outside": {"outer": "muon"},
     "per leaf": {"geometry": "leaf"},
     "one size for all weights": {"geometry": "none"},
+    "control: SGD alone": {},
+    "control: AdamW alone": {"outer": "adamw"},
+    "control: Muon alone": {"outer": "muon"},
 }
+_ADAMW = {axis: flat_minima._AXES["adam"][axis] for axis in flat_minima._AXES["adam"]}
+_MUON = {"weight_decay": _ADAMW["weight_decay"]}
+_ALONE = {"radius": [0.0]}
 _OWN_AXES: dict[str, dict[str, list[Any]]] = {
-    "AdamW outside": {
-        "learning_rate": flat_minima._AXES["adam"]["learning_rate"],
-        "weight_decay": flat_minima._AXES["adam"]["weight_decay"],
-    },
-    "Muon outside": {"weight_decay": flat_minima._AXES["adam"]["weight_decay"]},
+    "AdamW outside": _ADAMW,
+    "Muon outside": _MUON,
     "one size for all weights": {"radius": [0.0025 * 2**k for k in range(9)]},
+    "control: SGD alone": _ALONE,
+    "control: AdamW alone": _ALONE | _ADAMW,
+    "control: Muon alone": _ALONE | _MUON,
 }
 _OWN_FORM_START: dict[str, dict[str, Any]] = {
-    "AdamW outside": {"learning_rate": 2e-3, "weight_decay": 0.1},
-    "Muon outside": {"learning_rate": 0.02, "weight_decay": 0.1},
     "one size for all weights": {"radius": 0.02},
 }
+for _who in ("outside", "alone"):
+    _sign = "control: " if _who == "alone" else ""
+    _OWN_FORM_START[f"{_sign}AdamW {_who}"] = {
+        "learning_rate": 2e-3,
+        "weight_decay": 0.1,
+    }
+    _OWN_FORM_START[f"{_sign}Muon {_who}"] = {
+        "learning_rate": 0.02,
+        "weight_decay": 0.1,
+    }
 
 
 def base_settings(scenario: str) -> Settings:
@@ -199,7 +213,7 @@ def form_grid(scenario: str, form: str) -> Grid:
     settings = dataclasses.replace(settings, optimizer=("filter_entropy",))
     axes = _AXES["filter_entropy"] | _OWN_AXES.get(form, {})
     values = _START | _OWN_START["filter_entropy"] | _OWN_FORM_START.get(form, {})
-    start = {axis: values[axis] for axis in axes}
+    start = {a: values[a] if values[a] in axes[a] else axes[a][0] for a in axes}
     return Grid(
         settings, flat_minima.SEEDS, {}, {"filter_entropy": axes}, {}, SEARCH_BUDGET,
         {"filter_entropy": start},

@@ -148,7 +148,7 @@ def make_method(
         tx = perturbed.filter_entropy(
             group,
             optax.chain(*clips, outer),
-            traced["radius"],
+            traced,
             settings.num_gradients,
             key,
         )

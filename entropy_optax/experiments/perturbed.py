@@ -50,7 +50,7 @@ def outer_optimizer(
 def filter_entropy(
     group: FilterEntropySettings,
     outer: optax.GradientTransformation,
-    radius: Any,
+    traced: dict[str, jax.Array],
     num_gradients: int,
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,7 +59,7 @@ def filter_entropy(
     Args:
       group: the settings.
       outer: the optimizer.
-      radius: of the perturbations, at the start.
+      traced: radius of the perturbations at the start, and temperature.
       num_gradients: of a run, over which the radius changes.
       key: PRNG key of the perturbations.
 
@@ -68,13 +68,13 @@ def filter_entropy(
     """
     geometry = _GEOMETRIES[group.geometry]
     if group.num_steps > 1:
-        return _langevin(group, outer, radius, num_gradients, geometry, key)
+        return _langevin(group, outer, traced, num_gradients, geometry, key)
     per_step = group.perturbations
     if per_step > 1:
         outer = optax.MultiSteps(outer, per_step).gradient_transformation()
     return eo.random_weight_perturbation(
         outer,
-        _changing(radius, group.radius_end, num_gradients),
+        _changing(traced["radius"], group.radius_end, num_gradients),
         geometry=geometry,
         antithetic=group.antithetic,
         num_replicas=group.splits if group.splits > 1 else None,
@@ -141,17 +141,19 @@ def _changing(radius: Any, end: float, num_gradients: int) -> optax.Schedule:
 def _langevin(
     group: FilterEntropySettings,
     outer: optax.GradientTransformation,
-    radius: Any,
+    traced: dict[str, jax.Array],
     num_gradients: int,
     geometry: Any,
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
     # Without a loss its stationary spread is the radius, up to the step's own size.
-    change = _changing(1.0, group.radius_end, num_gradients // group.num_steps)
-    gamma = lambda count: group.temperature / (radius * change(count)) ** 2
+    num_updates = num_gradients // group.num_steps
+    radius = _changing(traced["radius"], group.radius_end, num_updates)
+    temperature = traced["temperature"]
+    gamma = lambda count: temperature / radius(count) ** 2
     sampler = eo.sgld(
         lambda count: group.pull / gamma(count),
-        temperature=group.temperature,
+        temperature=temperature,
         noise="gaussian",
         geometry=geometry,
         key=key,
