@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,6 +299,35 @@ def test_geometries():
     np.testing.assert_allclose(small.astype(jnp.float32), 1e-4, rtol=1e-2)
     half = eo.filter_geometry()(kernel.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
+
+
+def test_filters_of_attention_embedding_and_lstm():
+    """One scale for each unit of a head, each feature, each unit of a gate."""
+    x = jnp.ones((1, 3, 4))
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6)
+    linen: Any = attention.init(jax.random.key(0), x)["params"]
+    twin = nnx.MultiHeadAttention(
+        num_heads=2, in_features=4, qkv_features=6, decode=False, rngs=nnx.Rngs(0)
+    )
+    geometry: Any = eo.filter_geometry(0.5)
+    for params in (linen, nnx.state(twin, nnx.Param)):
+        found = geometry(params)
+        for name in ("query", "key", "value"):
+            own, scale = params[name], found[name]
+            kernel = np.asarray(own["kernel"][...])
+            exact = np.sqrt(np.mean(kernel**2, axis=0, keepdims=True))
+            assert exact.shape == (1, 2, 3)
+            np.testing.assert_allclose(scale["kernel"][...], exact, rtol=1e-6)
+            assert scale["bias"][...].shape == ()
+        assert found["out"]["kernel"][...].shape == (1, 1, 4)
+    cell = nn.OptimizedLSTMCell(5)
+    carry = cell.initialize_carry(jax.random.key(0), (1, 4))
+    gates: Any = geometry(cell.init(jax.random.key(0), carry, jnp.ones((1, 4))))
+    assert {g["kernel"].shape for g in gates["params"].values()} == {(1, 5)}
+    table: Any = nn.Embed(7, 3).init(jax.random.key(0), jnp.zeros(1, jnp.int32))
+    assert geometry(table)["params"]["embedding"].shape == (1, 3)
+    masked = geometry({"kernel": jnp.ones((2, 2)), "bias": optax.MaskedNode()})
+    assert masked["bias"] == optax.MaskedNode()
 
 
 def test_filter_noise_does_not_see_how_relu_layers_are_scaled():

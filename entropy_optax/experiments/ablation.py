@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from entropy_optax.experiments import flat_minima, methods, report
+from entropy_optax.experiments import comparison, flat_minima, methods, report
 from entropy_optax.experiments.compiled import compile_step, draw, member
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings, resolved
@@ -171,7 +171,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
             for rate in (0.25, 0.5, 1.0)
         ],
     }
-    flat_minima.write_json(out / scenario / "ablation.json", content)
+    comparison.write_json(out / scenario / "ablation.json", content)
     memo.remove()
 
 

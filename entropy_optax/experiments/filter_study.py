@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entropy_optax.experiments import flat_minima, tune_report
+from entropy_optax.experiments import comparison, flat_minima, tune_report
 from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.runner import Experiment
@@ -246,7 +246,7 @@ def search_forms(scenario: str, out: pathlib.Path, console: Console) -> None:
             }
         )
     content = {"scenario": scenario, "settings": settings, "rows": rows}
-    flat_minima.write_json(out / scenario / "forms.json", content)
+    comparison.write_json(out / scenario / "forms.json", content)
 
 
 def compare(scenario: str, out: pathlib.Path, command: str, console: Console) -> None:
@@ -259,4 +259,4 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
       console: where progress goes.
     """
     grid = functools.partial(make_grid, scenario)
-    flat_minima.compare_methods(scenario, grid, out / scenario, command, console)
+    comparison.compare(scenario, grid, out / scenario, command, console)

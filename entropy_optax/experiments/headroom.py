@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.comparison import write_json
+from entropy_optax.experiments.flat_minima import METHODS, tuned
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.memo import Memo

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from entropy_optax import measure as instruments
 from entropy_optax.experiments import landscape_nets, landscape_valleys
-from entropy_optax.experiments.flat_minima import write_json
+from entropy_optax.experiments.comparison import write_json
 
 SCOPES = (1e-3, 5e-5)  # the paper's
 TEMPERATURE = 1.0

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import report
 from entropy_optax.experiments.checks import check
-from entropy_optax.experiments.flat_minima import write_json
+from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.settings import Settings, from_dict, load_preset

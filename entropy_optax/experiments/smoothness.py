@@ -16,8 +16,8 @@ import optax
 from rich.console import Console
 
 from entropy_optax.experiments import smoothness_figures
+from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.data import load
-from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.measure._curvature import hessian_vector_product
 from entropy_optax.measure._lipschitz import lemma_counterexample, smoothness_1d
 from entropy_optax.measure._objective import Function, objective

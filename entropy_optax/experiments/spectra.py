@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from entropy_optax import measure
+from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.compiled import compile_step, draw, member
 from entropy_optax.experiments.evaluate import Score
-from entropy_optax.experiments.flat_minima import write_json
 from entropy_optax.experiments.hyperparameters import AdamSettings
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.methods import split_settings

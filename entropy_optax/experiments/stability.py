@@ -17,8 +17,9 @@ import numpy as np
 from rich.console import Console
 
 from entropy_optax.experiments import methods
+from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.compiled import compile_step, draw
-from entropy_optax.experiments.flat_minima import base_settings, write_json
+from entropy_optax.experiments.flat_minima import base_settings
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.hyperparameters import rate_field
 from entropy_optax.experiments.image_task import minibatches

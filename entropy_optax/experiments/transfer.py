@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments import report
-from entropy_optax.experiments.flat_minima import METHODS, tuned, write_json
+from entropy_optax.experiments.comparison import write_json
+from entropy_optax.experiments.flat_minima import METHODS, tuned
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment

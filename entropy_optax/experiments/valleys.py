@@ -17,7 +17,7 @@ from rich.console import Console
 
 from entropy_optax import measure
 from entropy_optax.experiments import matched_loss
-from entropy_optax.experiments.flat_minima import write_json
+from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.image_task import ImageTask
 from entropy_optax.experiments.matched_loss import Contender
 from entropy_optax.experiments.memo import Memo

@@ -24,6 +24,7 @@ from entropy_optax.measure._figures import (
     slice_figure,
     valleys_figure,
 )
+from entropy_optax.measure._geometry import in_geometry
 from entropy_optax.measure._gradient_quality import (
     GradientQuality,
     InnerLoopQuality,
@@ -140,6 +141,7 @@ __all__ = [
     "gradient_quality",
     "growth_exponent",
     "hessian_vector_product",
+    "in_geometry",
     "landscape_figure",
     "laplace_local_entropy",
     "lemma_bounds",

@@ -42,16 +42,19 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
     r"""Return the geometry in which each filter has the scope of its own size.
 
     A filter holds the weights of one output channel, the last axis of a kernel in
-    Flax's layout. Its scale is its root mean square :math:`\|x_j\| / \sqrt{n_j}`. A
-    network with ReLUs is then perturbed alike however its layers are scaled against
-    each other, which noise of one size for all weights is not.
+    Flax's layout: a unit of a dense layer, a filter of a convolution, a unit of one of
+    an LSTM's gates, a feature of an embedding. In the queries, keys and values of
+    attention it is a unit of one head, along the last two axes. Its scale is its root
+    mean square :math:`\|x_j\| / \sqrt{n_j}`. A network with ReLUs is then perturbed
+    alike however its layers are scaled against each other, which noise of one size for
+    all weights is not.
 
     Args:
-      vectors: scale of leaves of less than two dimensions (biases, the scales of
-        normalisation layers), as a fraction of their own root mean square. The default
-        leaves them alone. With a scale of 0 a weight's x' stays at x: average the
-        gradients then (``mean_of="gradients"`` of :func:`local_entropy`), for
-        :math:`x - \mu` is 0.
+      vectors: scale of biases and the scales of normalisation layers (leaves of that
+        name, or of less than two dimensions), as a fraction of their own root mean
+        square. The default leaves them alone. With a scale of 0 a weight's x' stays at
+        x: average the gradients then (``mean_of="gradients"`` of
+        :func:`local_entropy`), for :math:`x - \mu` is 0.
 
     Returns:
       A function from a tree of params to a tree of floats that broadcast against it.
@@ -72,12 +75,35 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
     """
     check_scalar("vectors", vectors)
 
-    def scale(leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:
+    def scale(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        inputs = _input_axes(_names(path), leaf.ndim)
+        if inputs is None:
             return like_leaf(vectors, leaf) * _rms(leaf, None)
-        return _rms(leaf, tuple(range(leaf.ndim - 1)))
+        return _rms(leaf, inputs)
 
-    return lambda params: map_unmasked(scale, params)
+    masked = lambda node: isinstance(node, optax.MaskedNode)
+    return lambda params: jax.tree_util.tree_map_with_path(
+        scale, params, is_leaf=masked
+    )
+
+
+def _names(path: Any) -> list[str]:
+    """Return the names on the way to a leaf, without the attribute of nnx's Params."""
+    if path[-1:] == (jax.tree_util.GetAttrKey("value"),):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+
+def _input_axes(names: list[str], ndim: int) -> tuple[int, ...] | None:
+    """Return the axes that a filter runs along, None for a leaf without filters."""
+    # The biases of attention have two axes, too.
+    if ndim < 2 or names[-1] in ("bias", "scale"):
+        return None
+    # [features, heads, features of a head]; what they make goes to one head each.
+    of_heads = names[-1] == "kernel" and {"query", "key", "value"} & {*names[-2:-1]}
+    return tuple(range(ndim - (2 if of_heads and ndim == 3 else 1)))
 
 
 def _rms(leaf: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:

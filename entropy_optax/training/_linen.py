@@ -11,8 +11,9 @@ import optax
 from flax.training import train_state
 
 from entropy_optax._arguments import copy, typed_key
-from entropy_optax.training._steps import along_replicas, num_batches, take_gradients
+from entropy_optax.training._steps import num_batches, take_gradients
 from entropy_optax.transforms._evaluation import outer_params
+from entropy_optax.transforms._replicas import along_replicas
 
 # (params, batch_stats, batch, rng_key) -> (loss, new_batch_stats)
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]

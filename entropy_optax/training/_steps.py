@@ -160,17 +160,6 @@ def take_gradients(
     return params, carry[state_name], _copy_carry(opt_state), loss
 
 
-def along_replicas(array: jax.Array, batches: Any) -> jax.Array:
-    """Return an array whose leading axis lies on an explicit mesh as the batches' does.
-
-    There ``jax.vmap`` takes no arrays that lie in different ways.
-    """
-    spec = jax.typeof(jax.tree.leaves(batches)[0]).sharding.spec
-    if not spec or spec[0] is None:
-        return array
-    return jax.sharding.reshard(array, jax.sharding.PartitionSpec(spec[0]))
-
-
 def _copy_carry(opt_state: optax.OptState) -> optax.OptState:
     # The caller keeps the model state too, and one buffer in two places could not be
     # donated.

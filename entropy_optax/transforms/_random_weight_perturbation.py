@@ -21,6 +21,7 @@ from entropy_optax._arguments import (
 from entropy_optax.samplers._geometry import Geometry, scaled
 from entropy_optax.samplers._noise import Noise, noise_sampler
 from entropy_optax.transforms._checks import check_num_replicas, check_replica_axis
+from entropy_optax.transforms._replicas import along_replicas
 
 
 class RandomWeightPerturbationState(NamedTuple):
@@ -191,7 +192,7 @@ def random_weight_perturbation(
             moves = place(state.rng_key, count, params)
         else:
             own_key = jax.random.fold_in(state.rng_key, count)
-            replica = jnp.arange(num_replicas, dtype=jnp.int32)
+            replica = along_replicas(jnp.arange(num_replicas), params)
             moves = jax.vmap(place, (None, 0, 0))(own_key, replica, params)
         return moves, RandomWeightPerturbationState(
             num_gradients=count,

@@ -115,6 +115,17 @@ def replicate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def along_replicas(array: jax.Array, tree: Any) -> jax.Array:
+    """Return an array whose leading axis lies on an explicit mesh as a tree's does.
+
+    There ``jax.vmap`` takes no arrays that lie in different ways.
+    """
+    spec = jax.typeof(jax.tree.leaves(tree)[0]).sharding.spec
+    if not spec or spec[0] is None:
+        return array
+    return jax.sharding.reshard(array, jax.sharding.PartitionSpec(spec[0]))
+
+
 # States of wrappers that hand every call on. Others, as optax.MultiSteps, select
 # between states, and do so for each replica.
 _HANDING_ON = (

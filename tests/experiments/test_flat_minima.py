@@ -12,6 +12,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import (
     ablation,
+    comparison,
     flat_minima,
     headroom,
     report,
@@ -39,9 +40,9 @@ def read(path):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_grids_are_fair_and_valid(scenario):
-    grid = flat_minima.make_grid(scenario, flat_minima.LAST_BUDGET)
+    grid = flat_minima.make_grid(scenario, comparison.LAST_BUDGET)
     assert tuple(grid.axes) == flat_minima.METHODS
-    assert grid.budget == flat_minima.LAST_BUDGET
+    assert grid.budget == comparison.LAST_BUDGET
     # Nothing is reported on a seed that something was chosen on.
     others = {*flat_minima.SEEDS, *headroom.SEEDS}
     assert len(others) == 13
@@ -57,7 +58,7 @@ def test_grids_are_fair_and_valid(scenario):
                 assert grid.start[name][axis] == meant[axis]
         assert set(grid.start[name]) == set(axes)
         made = configurations(grid, name)
-        assert len(made) >= flat_minima.LAST_BUDGET, name  # as many for all
+        assert len(made) >= comparison.LAST_BUDGET, name  # as many for all
         for settings in made[:: max(1, len(made) // 50)] + made[-1:]:
             check(dataclasses.replace(settings, seeds=flat_minima.SEEDS))
             decay = getattr(settings, name).weight_decay
@@ -109,7 +110,7 @@ def test_other_scenarios_are_what_they_say():
 
 def landscape(optimizer, settings):
     """Distance from an optimum some steps away from the start, soonest found by SGD."""
-    grid = flat_minima.make_grid("wrong40_nodecay", flat_minima.LAST_BUDGET)
+    grid = flat_minima.make_grid("wrong40_nodecay", comparison.LAST_BUDGET)
     group = getattr(settings, optimizer)
     error = 1.0
     for axis, values in grid.axes[optimizer].items():
@@ -161,9 +162,9 @@ def search(monkeypatch, tmp_path):
     """Compares three methods over the landscape, stopped after so many calls."""
     names = ("sgd", "entropy_sgd", "averaging_alone")
     monkeypatch.setattr(flat_minima, "METHODS", names)
-    monkeypatch.setattr(flat_minima, "FIRST_BUDGET", 8)
-    monkeypatch.setattr(flat_minima, "Experiment", Fake)
-    monkeypatch.setattr(flat_minima, "make_task", lambda settings: None)
+    monkeypatch.setattr(comparison, "FIRST_BUDGET", 8)
+    monkeypatch.setattr(comparison, "Experiment", Fake)
+    monkeypatch.setattr(comparison, "make_task", lambda settings: None)
     versions, machine = report.versions(), report.machine()  # slow to ask for
     monkeypatch.setattr(report, "versions", lambda: versions)
     monkeypatch.setattr(report, "machine", lambda: machine)
@@ -203,7 +204,7 @@ def test_every_method_gets_as_many_until_all_are_settled(search):
 
 
 def test_the_last_budget_is_the_last(search, monkeypatch):
-    monkeypatch.setattr(flat_minima, "LAST_BUDGET", 16)
+    monkeypatch.setattr(comparison, "LAST_BUDGET", 16)
     code, folder, _ = search("cut")
     assert code == 0
     assert {len(points) for points in by_method(folder).values()} == {16}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from entropy_optax.experiments import (
     ablation,
+    comparison,
     flat_minima,
     headroom,
     image_task,
@@ -80,8 +81,8 @@ def world(make_tiny, tmp_path_factory):
             patch.setattr(module, "compile_step", once)
         for module in (flat_minima, headroom, repetition, transfer):
             patch.setattr(module, "METHODS", FEW)
-        patch.setattr(flat_minima, "FIRST_BUDGET", 2)
-        patch.setattr(flat_minima, "LAST_BUDGET", 2)
+        patch.setattr(comparison, "FIRST_BUDGET", 2)
+        patch.setattr(comparison, "LAST_BUDGET", 2)
         yield patch
 
 
