@@ -111,13 +111,16 @@ class Study:
         "landscape",
         "smoothness",
         "replicas",
+        "filter_forms",
+        "filter_compare",
+        "filter_flatness",
     ]
-    """What to run; the four before the last are about geometry."""
+    """What to run; spectra to smoothness are about geometry."""
     scenario: tuple[str, ...] = ()
     """Training sets, by default all of `compare` and the main ones of the others."""
     out: pathlib.Path | None = None
     """Folder of the records; by default results/flat_minima, results/measure for
-    what is about geometry, or results/replicas."""
+    what is about geometry, results/replicas, or results/filter_entropy."""
 
 
 @dataclasses.dataclass(frozen=True)

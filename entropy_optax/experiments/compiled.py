@@ -15,7 +15,12 @@ import entropy_optax as eo
 from entropy_optax.experiments import meshes, methods
 from entropy_optax.experiments.hyperparameters import EntropySGDSettings
 from entropy_optax.experiments.methods import repeats
-from entropy_optax.experiments.settings import Settings, num_replicas, num_splits
+from entropy_optax.experiments.settings import (
+    Settings,
+    num_copies,
+    num_replicas,
+    num_splits,
+)
 from entropy_optax.experiments.tasks import Task
 from entropy_optax.training import TrainState, linen_carry, linen_train_step
 
@@ -128,8 +133,7 @@ def _functions(task: Task, optimizer: str, settings: Settings) -> tuple[Any, Any
     repeat = repeats(settings, optimizer)
     replicas = num_replicas(settings, optimizer)
     splits = num_splits(settings, optimizer)
-    # Copies of the network with params of their own.
-    copies = replicas or splits
+    copies = num_copies(settings, optimizer)
     mesh = meshes.make_mesh(settings, optimizer)
 
     def tx(traced: Any, key: Any = None) -> optax.GradientTransformationExtraArgs:

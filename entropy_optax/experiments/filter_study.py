@@ -163,8 +163,10 @@ def base_settings(scenario: str) -> Settings:
         optimizer=METHODS,
     )
     settings = dataclasses.replace(settings, **SCENARIOS[scenario])
-    if settings.model != "mlp":
-        settings = dataclasses.replace(settings, seeds=TUNING_SEEDS[:2])
+    # Of a small network several seeds together take little longer than one.
+    together = settings.model == "mlp"
+    seeds = TUNING_SEEDS if together else TUNING_SEEDS[:2]
+    settings = dataclasses.replace(settings, together=together, seeds=seeds)
     off = {"temperature": 0.0, "gamma_growth": 0.0}
     settings = with_fields(settings, "entropy_sgd", off)
     check(settings)

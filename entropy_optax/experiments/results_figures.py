@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from entropy_optax.experiments import (
+    results_filter,
     results_measure_figures,
     results_replicas,
     results_stability,
@@ -52,6 +53,9 @@ def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]
     if "replicas" in found:
         path = results / "replicas" / "replicas.png"
         drawn.append(results_replicas.draw(path, found["replicas"]))
+    if "filter_compare" in found:
+        path = results / "filter_entropy" / "errors.png"
+        drawn.append(results_filter.draw(path, found["filter_compare"]))
     return drawn
 
 

@@ -13,6 +13,7 @@ from entropy_optax.experiments import (
     matched_loss,
     report,
     results_figures,
+    results_filter,
     results_landscape,
     results_measure,
     results_replicas,
@@ -43,10 +44,18 @@ GEOMETRY: dict[str, Callable[[Any], str]] = {
 
 REPLICAS: dict[str, Callable[[Any], str]] = {"replicas": results_replicas.table}
 
+FILTERS: dict[str, Callable[[Any], str]] = {
+    "filter_forms": results_filter.forms,
+    "filter_compare": results_filter.compare,
+    "filter_against": results_filter.comparisons,
+    "filter_flatness": results_filter.flatness,
+}
+
 PAGES = {
     "README.md": TABLES,
     "measure/README.md": GEOMETRY,
     "replicas/README.md": REPLICAS,
+    "filter_entropy/README.md": FILTERS,
 }
 """Which tables stand on which page."""
 
@@ -172,6 +181,7 @@ def records(results: pathlib.Path) -> dict[str, Any]:
     path = results / "replicas" / "replicas.json"
     if path.exists():
         found["replicas"] = json.loads(path.read_text())
+    found |= results_filter.records(results / "filter_entropy")
     return found | _geometry(results)
 
 
@@ -203,7 +213,7 @@ def with_tables(page: str, found: dict[str, Any]) -> str:
     Returns:
       The page with every table that has a record and marks.
     """
-    tables = TABLES | GEOMETRY | REPLICAS
+    tables = TABLES | GEOMETRY | REPLICAS | FILTERS
     for name, record in found.items():
         page = re.sub(
             rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)",

@@ -14,7 +14,7 @@ from entropy_optax.experiments.checkpoints import Checkpoints
 from entropy_optax.experiments.compiled import Step, compile_step, draw, num_draws
 from entropy_optax.experiments.compiled import member as member_of
 from entropy_optax.experiments.runs import Log, Member, Progress, Run, Stopped
-from entropy_optax.experiments.settings import Settings, num_replicas
+from entropy_optax.experiments.settings import Settings, num_copies, num_replicas
 from entropy_optax.experiments.tasks import Task
 
 
@@ -202,8 +202,8 @@ class Experiment:
         )
         params = method.eval_params(state["opt_state"], state["params"])
         model_state = state["model_state"]
-        if num_replicas(settings, optimizer) is not None:
-            # Of any replica: where they matter they are estimated anew at the centre.
+        if num_copies(settings, optimizer) is not None:
+            # Of any copy: where they matter they are estimated anew at the centre.
             model_state = jax.tree.map(lambda leaf: leaf[0], model_state)
         # Copies, because the step donates its state.
         return jax.tree.map(jnp.copy, (params, model_state))

@@ -198,6 +198,20 @@ def num_splits(settings: Settings, optimizer: str) -> int | None:
     return splits if splits > 1 else None
 
 
+def num_copies(settings: Settings, optimizer: str) -> int | None:
+    """How many copies of the params an optimizer trains side by side.
+
+    Args:
+      settings: of the experiment.
+      optimizer: its name.
+
+    Returns:
+      The replicas of Parle, or one for each part of a minibatch; None for one alone,
+      without such an axis.
+    """
+    return num_replicas(settings, optimizer) or num_splits(settings, optimizer)
+
+
 def load_preset(name: str) -> dict[str, Any]:
     """Reads a preset.
 

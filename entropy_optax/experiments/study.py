@@ -7,6 +7,8 @@ from rich.console import Console
 
 from entropy_optax.experiments import (
     ablation,
+    filter_flatness,
+    filter_study,
     flat_minima,
     headroom,
     landscape,
@@ -29,6 +31,9 @@ _SCENARIOS = {
     "ablation": ("1000", "wrong20", "wrong40", "wrong20_nodecay"),
     "transfer": ("wrong40",),
     "repetition": ("1000", "wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
+    "filter_forms": filter_study.SEARCHED,
+    "filter_compare": tuple(filter_study.SCENARIOS),
+    "filter_flatness": filter_study.SEARCHED,
 }
 _MEASURES: dict[str, Part] = {
     "headroom": headroom.measure,
@@ -41,13 +46,17 @@ _MEASURES: dict[str, Part] = {
     "landscape": lambda scenario, out, console: landscape.measure(out, console),
     "smoothness": lambda scenario, out, console: smoothness.measure(out, console),
     "replicas": lambda scenario, out, console: replica_study.measure(out, console),
+    "filter_forms": filter_study.search_forms,
+    "filter_flatness": filter_flatness.run,
 }
 _FLAT_MINIMA = pathlib.Path("results/flat_minima")
 _MEASURE = pathlib.Path("results/measure")
 _REPLICAS = pathlib.Path("results/replicas")
+_FILTERS = pathlib.Path("results/filter_entropy")
 _GEOMETRY = ("spectra", "valleys", "landscape", "smoothness")
 _ALONE = ("stability", "spectra", "landscape", "smoothness", "replicas")
 """Parts with a training set of their own."""
+_COMPARISONS = {"compare": flat_minima.compare, "filter_compare": filter_study.compare}
 
 
 def run(
@@ -74,11 +83,15 @@ def run(
     """
     if part in _GEOMETRY:
         out = (out or _MEASURE) / part
-    out = out or (_REPLICAS if part == "replicas" else _FLAT_MINIMA)
+    filters = part.startswith("filter_")
+    if out is None:
+        out = {"replicas": _REPLICAS}.get(part, _FILTERS if filters else _FLAT_MINIMA)
     if scenarios and part in _ALONE:
         raise SettingsError(f"--scenario: {part} has none, got {scenarios[0]!r}")
     for scenario in scenarios:
-        if part != "valleys":
+        if filters:
+            filter_study.base_settings(scenario)
+        elif part != "valleys":
             flat_minima.base_settings(scenario)  # refuses unknown names before any work
         elif scenario not in matched_loss.SYSTEMS:
             raise SettingsError(
@@ -93,8 +106,8 @@ def run(
             record = _record(part, scenario, out)
             if record.exists():
                 console.print(f"Done before: {record}", soft_wrap=True, highlight=False)
-            elif part == "compare":
-                flat_minima.compare(scenario, out, command, console)
+            elif part in _COMPARISONS:
+                _COMPARISONS[part](scenario, out, command, console)
             else:
                 _MEASURES[part](scenario, out, console)
     except KeyboardInterrupt:
@@ -106,4 +119,4 @@ def run(
 def _record(part: str, scenario: str, out: pathlib.Path) -> pathlib.Path:
     if part == "valleys":
         return out / f"{scenario}.json"
-    return out / scenario / f"{part}.json"
+    return out / scenario / f"{part.removeprefix('filter_')}.json"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,14 @@ import pytest
 from toy_task import ByHand, ToyTask
 
 import entropy_optax as eo
-from entropy_optax.experiments import checks, rates, runner, settings
+from entropy_optax.experiments import (
+    checks,
+    filter_study,
+    perturbed,
+    rates,
+    runner,
+    settings,
+)
 from entropy_optax.experiments.hyperparameters import progress, rate_field, resolved
 from entropy_optax.experiments.settings import EntropySGDSettings, Settings
 
@@ -25,6 +33,7 @@ BASE = Settings(
     sgd=settings.SGDSettings(learning_rate=0.2, momentum=0.8, weight_decay=0.1),
     adam=settings.AdamSettings(learning_rate=0.1, b1=0.8, b2=0.95, weight_decay=0.2),
     sam=settings.SAMSettings(0.2, 0.8, 0.1, radius=0.3),
+    asam=settings.ASAMSettings(0.2, 0.8, 0.1, radius=0.3, eta=0.05),
     lookahead=settings.LookaheadSettings(0.2, 0.8, 0.1, sync_period=3),
     ema=settings.EMASettings(0.2, 0.8, 0.1, average_decay=0.7),
     schedule_free=settings.ScheduleFreeSettings(0.4, 0.8, 0.1, warmup=0.25),
@@ -118,12 +127,21 @@ def adam(problem, chosen):
 
 
 def sam(problem, chosen):
-    x, group = problem.start, chosen.sam
+    return ascending(problem, chosen, chosen.sam, lambda x: 1.0)
+
+
+def asam(problem, chosen):
+    group = chosen.asam
+    return ascending(problem, chosen, group, lambda x: np.abs(x) + group.eta)
+
+
+def ascending(problem, chosen, group, scale):
+    x = problem.start
     direction = Nesterov(group.momentum)
     for t in range(N // 2):
-        uphill = problem.gradient(x, number=t)
+        uphill = problem.gradient(x, number=t) * scale(x)
         yield x  # no update yet
-        away = x + group.radius * uphill / np.linalg.norm(uphill)
+        away = x + group.radius * scale(x) * uphill / np.linalg.norm(uphill)
         # The same minibatch and the same dropout; weight decay belongs to x.
         g = clip(problem.gradient(away, number=t), chosen) + group.weight_decay * x
         x = x - group.learning_rate * falling(chosen, N // 2, t) * direction(g)
@@ -218,7 +236,7 @@ def agree(name, by_hand, chosen):
     assert np.linalg.norm(wanted[-1] - problem.start) > 0.1
 
 
-RIVALS = (sgd, adam, sam, lookahead, ema, schedule_free)
+RIVALS = (sgd, adam, sam, asam, lookahead, ema, schedule_free)
 
 
 @pytest.mark.parametrize("by_hand", RIVALS, ids=lambda function: function.__name__)
@@ -255,6 +273,85 @@ def test_local_entropy(change):
     group = dataclasses.replace(LOCAL, **change)
     chosen = dataclasses.replace(BASE, entropy_sgd=group)
     agree("entropy_sgd", functools.partial(local_entropy, "entropy_sgd"), chosen)
+
+
+def without_radius(problem, chosen):
+    """SGD on the mean gradient of so many minibatches."""
+    x, group = problem.start, chosen.filter_entropy
+    direction, count = Nesterov(group.momentum), group.perturbations
+    for t in range(N // count):
+        gradients = []
+        for _ in range(count):
+            gradients.append(clip(problem.gradient(x), chosen))
+            if len(gradients) < count:
+                yield x
+        g = np.mean(gradients, axis=0) + group.weight_decay * x
+        x = x - group.learning_rate * falling(chosen, N // count, t) * direction(g)
+        yield x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"perturbations": 3},
+        {"perturbations": 2, "antithetic": True},
+        {"splits": 2},
+        {"geometry": "none"},
+    ],
+    ids=str,
+)
+def test_filter_entropy_without_radius_is_sgd(change):
+    group = settings.FilterEntropySettings(0.2, 0.8, 0.1, radius=0.0, **change)
+    chosen = dataclasses.replace(BASE, filter_entropy=group)
+    agree("filter_entropy", without_radius, chosen)
+
+
+@functools.cache
+def plain():
+    group = settings.FilterEntropySettings(0.05, 0.8, 0.01, 0.3, geometry="leaf")
+    return train("filter_entropy", dataclasses.replace(BASE, filter_entropy=group))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "radius doubles",
+        "antithetic pair a step",
+        "2 antithetic parts of each batch",
+        "Langevin, L = 5, T = 1",
+        "mean of iterates, 0.99",
+        "AdamW outside",
+        "Muon outside",
+        "one size for all weights",
+    ],
+)
+def test_forms_of_filter_entropy(form):
+    """Each takes N gradients, moves, and is another method than the plain one."""
+    # The toy's params have no filters, and its minibatches two examples.
+    own: Any = {"radius": 0.3, "geometry": "leaf"} | filter_study.FORMS[form]
+    own |= {n: 2 for n in ("splits", "perturbations", "num_steps") if n in own}
+    group = settings.FilterEntropySettings(0.05, 0.8, 0.01, **own)
+    points = train("filter_entropy", dataclasses.replace(BASE, filter_entropy=group))
+    assert np.isfinite(points).all()
+    assert not np.allclose(points, plain(), rtol=1e-6)
+
+
+def test_adaptive_ascent_does_not_see_how_weights_are_scaled():
+    """w -> a w, g -> g / a: the way uphill is a times as long, where eta is 0."""
+    w = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+    g = {"a": jnp.array([0.3, 0.1]), "b": jnp.array([-1.0])}
+    a = {"a": jnp.float32(4.0), "b": jnp.float32(0.5)}
+    tx: Any = perturbed.ascend_adaptively(0.2, 0.0)
+    here, _ = tx.update(g, tx.init(w), w)
+    moved = jax.tree.map(jnp.multiply, a, w)
+    there, _ = tx.update(jax.tree.map(jnp.divide, g, a), tx.init(w), moved)
+    for name in w:
+        np.testing.assert_allclose(there[name], a[name] * here[name], rtol=1e-6)
+    units = jax.tree.map(jnp.divide, here, w)
+    assert optax.tree.norm(units) == pytest.approx(0.2, rel=1e-6)
+    zero, _ = tx.update(jax.tree.map(jnp.zeros_like, g), tx.init(w), w)
+    np.testing.assert_array_equal(zero["a"], 0)
 
 
 @pytest.mark.parametrize("clips", [{"clip_norm": 0.5}, {"clip_value": 0.2}], ids=str)

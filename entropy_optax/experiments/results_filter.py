@@ -1,0 +1,295 @@
+"""The filters' geometry on its page of results: tables and figures from its records."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from entropy_optax.experiments import filter_study
+from entropy_optax.experiments.figure import STYLES
+from entropy_optax.experiments.report import LABELS
+from entropy_optax.experiments.results_format import (
+    against,
+    floats,
+    lost_above,
+    markdown,
+    mean_and_error,
+)
+from entropy_optax.experiments.statistics import holm, paired_bootstrap
+from entropy_optax.measure._figures import new_figure
+
+Record = dict[str, Any]
+OURS = "filter_entropy"
+_SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
+_FLATNESS = {
+    "training_loss": "loss",
+    "trace": "trace",
+    "largest": "largest eigenvalue",
+    "filter_trace": "trace, filters' units",
+    "filter_largest": "largest, filters' units",
+    "noise_0.1": "rise, noise 0.1",
+    "noise_0.3": "rise, noise 0.3",
+    "noise_0.5": "rise, noise 0.5",
+}
+
+
+def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
+    """Reads the records of the study.
+
+    Args:
+      folder: of the study, with one folder for each scenario.
+
+    Returns:
+      Name of a table to its records by scenario, without those that do not exist.
+    """
+    found: dict[str, dict[str, Record]] = {}
+    for scenario in filter_study.SCENARIOS:
+        for name, file in (
+            ("filter_forms", "forms"),
+            ("filter_compare", "compare"),
+            ("filter_flatness", "flatness"),
+        ):
+            path = folder / scenario / f"{file}.json"
+            if path.exists():
+                own = found.setdefault(name, {})
+                own[scenario] = json.loads(path.read_text())
+    if "filter_compare" in found:
+        found["filter_against"] = found["filter_compare"]
+    return found
+
+
+def forms(records: dict[str, Record]) -> str:
+    """The best configuration of each form, on validation images.
+
+    Args:
+      records: scenario to `forms.json`.
+
+    Returns:
+      One line for each form.
+    """
+    rows = []
+    for i, form in enumerate(next(iter(records.values()))["rows"]):
+        cells = [form["form"]]
+        for record in records.values():
+            row = record["rows"][i]
+            best = row["best"]
+            point = best["hyperparameters"]
+            cells.append(mean_and_error(best["validation_error"], 2))
+            left = len(row["untried"])
+            cells.append(
+                f"{point['learning_rate']:g}, {point['radius']:g},"
+                f" {point['weight_decay']:g}" + (f" ({left} left)" if left else "")
+            )
+        rows.append(cells)
+    header = ["form"]
+    for name in records:
+        header += [f"{name}, validation error %", "rate, radius, decay"]
+    record = next(iter(records.values()))
+    count = record["rows"][0]["configurations"]
+    n = len(record["settings"]["seeds"])
+    return (
+        markdown(header, rows)
+        + f"\n\nThe best of {count} configurations of each form, over rate, radius and"
+        + f" decay; mean ± standard error over {n} tuning seeds. In brackets how many"
+        + " neighbours of it were left untried."
+    )
+
+
+def compare(records: dict[str, Record]) -> str:
+    """Test errors and likelihoods of all methods in all scenarios.
+
+    Args:
+      records: scenario to `compare.json`.
+
+    Returns:
+      Two tables; the lowest mean of each scenario is bold.
+    """
+    tables = []
+    for score, title in _SCORES.items():
+        names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
+        rows = []
+        for method in filter_study.METHODS:
+            cells = []
+            for name in names:
+                record = records[name]
+                means = {m: _mean(record, m, score) for m in record["runs"]}
+                values = _values(record, method, score)
+                cell = mean_and_error(values, 2 if score == "test_error" else 3)
+                if score == "test_error":
+                    lost = sum(value > lost_above(record) for value in values)
+                    cell += f" ({lost} lost)" if lost else ""
+                best = means[method] == min(means.values())
+                cells.append(f"**{cell}**" if best else cell)
+            rows.append([LABELS[method], *cells])
+        if names:
+            tables.append(markdown([title, *names], rows))
+    budgets = ", ".join(f"{n} {r['budget']}" for n, r in records.items())
+    left = "; ".join(
+        f"{n}: {', '.join(LABELS[m] for m in r['unsettled'])}"
+        for n, r in records.items()
+        if r["unsettled"]
+    )
+    ends = "; ".join(
+        f"{n}: {LABELS[m]} ({', '.join(axes)})"
+        for n, r in records.items()
+        for m, axes in r["on_edge"].items()
+    )
+    n = len(next(iter(next(iter(records.values()))["runs"].values())))
+    return (
+        "\n\n".join(tables)
+        + f"\n\nMean ± standard error over {n} seeds, after the last gradient. A run is"
+        + " lost if its error is above 1.5 times the median of its column."
+        + f" Configurations that each method tried: {budgets}. "
+        + (
+            f"Best with neighbours that were not tried: {left}."
+            if left
+            else "Each best has had all its neighbours tried."
+        )
+        + (f" Best on the end of a ladder: {ends}." if ends else "")
+    )
+
+
+def comparisons(records: dict[str, Record]) -> str:
+    """Ours against each of the others, paired; and the goal.
+
+    Args:
+      records: scenario to `compare.json`.
+
+    Returns:
+      Differences with 95 % intervals and p-values, adjusted over each column.
+    """
+    tables = []
+    for score, title in _SCORES.items():
+        names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
+        columns = []
+        for name in names:
+            values = {m: _values(records[name], m, score) for m in filter_study.METHODS}
+            ours = values.pop(OURS)
+            columns.append(against(ours, values))
+        if names:
+            rows = [[LABELS[m], *(c[m] for c in columns)] for m in columns[0]]
+            header = [f"{LABELS[OURS]} minus, {title}", *names]
+            tables.append(markdown(header, rows))
+    best = [name for name, record in records.items() if _wins(record)]
+    worse = [name for name, record in records.items() if _worse_than_sgd(record)]
+    return (
+        "\n\n".join(tables)
+        + "\n\nMean paired difference, its 95 % interval, and the p-value by Holm's"
+        + " method over the rivals of the column; bold below .05.\n\n"
+        + "Best test error or likelihood, p < .01 against every rival, in"
+        + f" {len(best)} of {len(records)}: {', '.join(best) or 'none'}. More than one"
+        + " standard error worse than SGD, in the error of images or the likelihood of"
+        + f" text: {', '.join(worse) or 'none'}."
+    )
+
+
+def flatness(records: dict[str, Record]) -> str:
+    """How flat the ends of the tuned methods are, beside their error.
+
+    Args:
+      records: scenario to `flatness.json`.
+
+    Returns:
+      A table for each scenario.
+    """
+    tables = []
+    for name, record in records.items():
+        rows = []
+        for method in filter_study.METHODS:
+            own = [row for row in record["rows"] if row["method"] == method]
+            if not own:
+                continue
+            cells = [mean_and_error([row["test_error"] for row in own], 2)]
+            cells += [_number(floats([row[key] for row in own])) for key in _FLATNESS]
+            rows.append([LABELS[method], *cells])
+        tables.append(markdown([f"{name}", "test error %", *_FLATNESS.values()], rows))
+    record = next(iter(records.values()))
+    n = len({row["seed"] for row in record["rows"]})
+    return (
+        "\n\n".join(tables)
+        + f"\n\nMean ± standard error over {n} seeds. Of the cross-entropy of the first"
+        + f" {record['num_examples']} training images, without decay: trace and largest"
+        + " eigenvalue of its Hessian, also in units of the filters, and its rise under"
+        + " Gaussian noise of so many times each filter's size."
+    )
+
+
+def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
+    """Draws each method's error relative to SGD's, in all scenarios.
+
+    Args:
+      path: of the PNG file.
+      records: scenario to `compare.json`.
+
+    Returns:
+      The path.
+    """
+    figure = new_figure(10, 4.2)
+    axes = figure.subplots()
+    width = 0.8 / len(filter_study.METHODS)
+    for i, method in enumerate(filter_study.METHODS):
+        colour, marker = STYLES[method]
+        for x, record in enumerate(records.values()):
+            score = "test_loss" if _text(record) else "test_error"
+            ratio = np.divide(
+                _values(record, method, score), _mean(record, "sgd", score)
+            )
+            axes.errorbar(
+                x + (i - 3) * width,
+                ratio.mean(),
+                ratio.std(ddof=1) / np.sqrt(len(ratio)),
+                color=colour,
+                marker=marker,
+                capsize=2,
+                linestyle="none",
+                label=LABELS[method] if x == 0 else None,
+            )
+    axes.axhline(1.0, color="0.6", linewidth=0.8)
+    axes.set_xticks(range(len(records)), list(records))
+    axes.set_ylim(0.8, 1.25)
+    axes.set_ylabel("test error (text: nats) relative to SGD's mean")
+    axes.grid(visible=True, axis="y", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _wins(record: Record) -> bool:
+    # Best, and p < .01 against every rival, in error or in likelihood.
+    scores = ("test_loss",) if _text(record) else tuple(_SCORES)
+    for score in scores:
+        ours = _values(record, OURS, score)
+        found = [
+            paired_bootstrap(ours, _values(record, method, score))
+            for method in filter_study.METHODS
+            if method != OURS
+        ]
+        adjusted = holm([c.p_value for c in found])
+        if all(c.difference < 0 for c in found) and max(adjusted) < 0.01:
+            return True
+    return False
+
+
+def _worse_than_sgd(record: Record) -> bool:
+    score = "test_loss" if _text(record) else "test_error"
+    gap = np.subtract(_values(record, OURS, score), _values(record, "sgd", score))
+    return bool(gap.mean() > gap.std(ddof=1) / np.sqrt(len(gap)))
+
+
+def _text(record: Record) -> bool:
+    return "lstm" in record["settings"]["model"]
+
+
+def _values(record: Record, method: str, score: str) -> list[float]:
+    return floats([run[score] for run in record["runs"][method]])
+
+
+def _mean(record: Record, method: str, score: str) -> float:
+    return float(np.mean(_values(record, method, score)))
+
+
+def _number(values: list[float]) -> str:
+    spread = np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3g} ± {spread:.1g}"
