@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "results" / "README.md",
     ROOT / "results" / "measure" / "README.md",
     ROOT / "results" / "replicas" / "README.md",
+    ROOT / "results" / "filter_entropy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
@@ -51,7 +52,9 @@ def test_the_results_in_the_readme_are_those_of_the_record():
 
 def test_the_errors_that_the_advice_rests_on_are_in_the_results():
     advice = (ROOT / "docs" / "how_to_choose.md").read_text()
-    pages = (ROOT / "results" / p / "README.md" for p in (".", "replicas"))
+    pages = (
+        ROOT / "results" / p / "README.md" for p in (".", "replicas", "filter_entropy")
+    )
     results = "\n".join(page.read_text() for page in pages)
     number = r"\d+\.\d\d(?!\d)"
     quoted = re.findall(rf"{number}(?= %)", advice)

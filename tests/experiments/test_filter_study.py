@@ -1,0 +1,254 @@
+"""The study in the geometry of the filters: its searches, records and tables."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from entropy_optax.experiments import (
+    comparison,
+    filter_flatness,
+    filter_study,
+    image_task,
+    models,
+    results_filter,
+    study,
+)
+from entropy_optax.experiments.checks import check
+from entropy_optax.experiments.evaluate import Score
+from entropy_optax.experiments.grid import configurations
+from entropy_optax.experiments.runs import Run
+from entropy_optax.experiments.settings import SettingsError
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+@pytest.mark.parametrize("scenario", filter_study.SCENARIOS)
+def test_each_method_has_enough_to_choose_from(scenario):
+    grid = filter_study.make_grid(scenario, comparison.LAST_BUDGET)
+    assert tuple(grid.axes) == filter_study.METHODS
+    assert not set(grid.settings.seeds) & set(grid.preset_seeds)
+    assert len(grid.preset_seeds) == 10
+    for name, axes in grid.axes.items():
+        assert set(grid.start[name]) == set(axes)
+        assert all(grid.start[name][axis] in axes[axis] for axis in axes)
+        made = configurations(grid, name)
+        assert len(made) >= comparison.LAST_BUDGET
+        for settings in (made[0], made[-1]):
+            check(settings)
+
+
+def test_forms_differ_and_are_searched_alike():
+    seen = []
+    for form in filter_study.FORMS:
+        grid = filter_study.form_grid("500", form)
+        assert grid.budget == filter_study.SEARCH_BUDGET
+        (axes,), (start,) = grid.axes.values(), grid.start.values()
+        assert all(start[axis] in axes[axis] for axis in axes)
+        made = configurations(grid, "filter_entropy")
+        assert len(made) >= grid.budget
+        for settings in (made[0], made[-1]):
+            check(settings)
+        point = dataclasses.asdict(grid.settings.filter_entropy), axes, start
+        assert point not in seen
+        seen.append(point)
+
+
+def test_unknown_scenarios_are_refused(tmp_path):
+    for part in ("filter_forms", "filter_compare", "filter_flatness"):
+        with pytest.raises(SettingsError, match="got 'none', wanted one of 500"):
+            study.run(part, ["none"], tmp_path, "it", quiet())
+    with pytest.raises(SettingsError, match="run `--part filter_compare` first"):
+        study.run("filter_flatness", ["500"], tmp_path, "it", quiet())
+
+
+class Fake:
+    """An Experiment whose errors are least at a radius of 0.3 and a rate of 0.04."""
+
+    calls = 0
+
+    def __init__(self, settings, task):
+        pass
+
+    def run_together(self, optimizer, members, *, test=True):
+        Fake.calls += 1
+        runs = []
+        for seed, settings in members:
+            group = getattr(settings, optimizer)
+            rate = getattr(group, "learning_rate", None) or 0.04
+            error = 10 + abs(np.log(rate / 0.04))
+            error += abs(getattr(group, "radius", 0.3) - 0.3)
+            score = Score(error + seed / 1000, 0.5)
+            runs.append(
+                Run(
+                    optimizer=optimizer,
+                    seed=seed,
+                    gradients=settings.num_gradients,
+                    seconds=0.0,
+                    evaluation_seconds=0.0,
+                    compile_seconds=0.0,
+                    training_loss=0.1,
+                    curve=(),
+                    validation_last=score,
+                    chosen_gradients=0,
+                    validation_chosen=score,
+                    test_last=score if test else None,
+                    test_chosen=score if test else None,
+                )
+            )
+        return runs
+
+
+def test_the_search_of_the_forms(monkeypatch, tmp_path):
+    monkeypatch.setattr(filter_study, "Experiment", Fake)
+    monkeypatch.setattr(filter_study, "make_task", lambda settings: None)
+    few = {n: filter_study.FORMS[n] for n in ("plain", "per leaf")}
+    monkeypatch.setattr(filter_study, "FORMS", few)
+    assert study.run("filter_forms", ["500"], tmp_path, "it", quiet()) == 0
+    record = read(tmp_path / "500" / "forms.json")
+    assert [row["form"] for row in record["rows"]] == list(few)
+    for row in record["rows"]:
+        assert row["configurations"] == filter_study.SEARCH_BUDGET
+        assert row["best"]["hyperparameters"]["radius"] == 0.3
+        assert row["best"]["hyperparameters"]["learning_rate"] == 0.04
+    assert record["rows"][1]["best"]["hyperparameters"]["geometry"] == "leaf"
+    # Every configuration is kept, and nothing runs again.
+    kept = [read(p)["results"] for p in sorted((tmp_path / "500/forms").iterdir())]
+    assert [len(results) for results in kept] == [filter_study.SEARCH_BUDGET] * 2
+    (tmp_path / "500" / "forms.json").unlink()
+    before = Fake.calls
+    assert study.run("filter_forms", ["500"], tmp_path, "it", quiet()) == 0
+    assert Fake.calls == before
+    table = results_filter.forms({"500": record})
+    assert "| per leaf | 10.10 ± 0.00 | 0.04, 0.3, 0" in table
+
+
+def test_the_comparison(monkeypatch, tmp_path):
+    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy"))
+    monkeypatch.setattr(comparison, "Experiment", Fake)
+    monkeypatch.setattr(comparison, "make_task", lambda settings: None)
+    monkeypatch.setattr(comparison, "FIRST_BUDGET", 8)
+    assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
+    record = read(tmp_path / "500" / "compare.json")
+    assert [run["seed"] for run in record["runs"]["sgd"]] == list(range(10))
+    tried = read(tmp_path / "500" / "grid.json")["results"]
+    for name in ("sgd", "filter_entropy"):
+        own = [entry for entry in tried if entry["optimizer"] == name]
+        assert len(own) == record["budget"]
+    assert record["settings"]["filter_entropy"]["radius"] == 0.3
+
+
+def compared(
+    offsets: dict[str, float], model: str = "mlp", loss: float = 0.0
+) -> dict[str, Any]:
+    """A record whose methods are so much above 10 % and 1 nat, give or take seeds."""
+    noise = np.random.default_rng(0).normal(size=(len(filter_study.METHODS), 10)) / 50
+    runs = {
+        method: [
+            {
+                "seed": seed,
+                "test_error": 10 + offsets.get(method, 0.0) + noise[i, seed],
+                "test_loss": 1 + loss * offsets.get(method, 0.0) + noise[i, seed] / 9,
+            }
+            for seed in range(10)
+        ]
+        for i, method in enumerate(filter_study.METHODS)
+    }
+    return {
+        "settings": {"model": model},
+        "runs": runs,
+        "budget": 32,
+        "unsettled": [],
+        "on_edge": {},
+    }
+
+
+def test_tables_and_the_goal():
+    wins = compared({"filter_entropy": -1.0})
+    ties = compared({})
+    loses = compared({"filter_entropy": 1.0})
+    # Text is judged by its likelihood alone.
+    text = compared({"filter_entropy": -1.0}, "char_lstm_small", loss=1.0)
+    records = {"500": wins, "1000": ties, "5000": loses, "char_lstm": text}
+    table = results_filter.compare(records)
+    errors, losses, _ = table.split("\n\n")
+    assert "char_lstm" not in errors
+    assert "char_lstm" in losses
+    ours = next(line for line in errors.splitlines() if "Filter-Entropy" in line)
+    assert ours.startswith("| Filter-Entropy-SGD | **9.")
+    assert "± 0.01** |" in ours
+    said = results_filter.comparisons(records)
+    assert "in 2 of 4: 500, char_lstm." in said
+    assert said.endswith("likelihood of text: 5000.")
+    assert "**-1.00 [" in said
+    assert "p < .001**" in said
+
+
+def test_a_win_in_likelihood_counts_and_one_rival_is_enough_to_lose_it():
+    found = compared({"filter_entropy": -1.0}, loss=1.0)
+    for run, rival in zip(
+        found["runs"]["filter_entropy"], found["runs"]["sam"], strict=True
+    ):
+        run["test_error"] = rival["test_error"] + 1
+    assert "in 1 of 1: 500." in results_filter.comparisons({"500": found})
+    for run, rival in zip(
+        found["runs"]["filter_entropy"], found["runs"]["sam"], strict=True
+    ):
+        run["test_loss"] = rival["test_loss"]
+    assert "in 0 of 1: none." in results_filter.comparisons({"500": found})
+
+
+def test_records_are_read_by_scenario(tmp_path):
+    assert results_filter.records(tmp_path) == {}
+    (tmp_path / "500").mkdir()
+    (tmp_path / "500" / "compare.json").write_text(json.dumps(compared({})))
+    found = results_filter.records(tmp_path)
+    assert set(found) == {"filter_compare", "filter_against"}
+    path = results_filter.draw(tmp_path / "errors.png", found["filter_compare"])
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_flatness_of_the_ends(monkeypatch, tmp_path, make_tiny):
+    """A net of eight units, two methods: every number is there, and paired."""
+    make_tiny(tmp_path / "tiny")
+    monkeypatch.setenv("ENTROPY_OPTAX_DATA", str(tmp_path))
+    small = lambda **options: models.MnistFC(features=(8,), dropout_rate=0.0)
+    monkeypatch.setattr(image_task, "MODELS", {"mlp": small})
+    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy"))
+    monkeypatch.setattr(filter_flatness, "SEEDS", (0, 1))
+    settings = {
+        "model": "mlp",
+        "data": "tiny",
+        "pool": 1,
+        "num_train": 40,
+        "batch_size": 8,
+        "num_gradients": 40,
+        "report_every": 20,
+        "evaluate_every": 40,
+    }
+    (tmp_path / "500").mkdir()
+    content = json.dumps({"settings": settings})
+    (tmp_path / "500" / "compare.json").write_text(content)
+    assert study.run("filter_flatness", ["500"], tmp_path, "it", quiet()) == 0
+    record = read(tmp_path / "500" / "flatness.json")
+    assert [(r["method"], r["seed"]) for r in record["rows"]] == [
+        ("sgd", 0),
+        ("sgd", 1),
+        ("filter_entropy", 0),
+        ("filter_entropy", 1),
+    ]
+    for row in record["rows"]:
+        # In units of the filters biases have no curvature, and noise only hurts.
+        assert 0 < row["filter_largest"] < row["filter_trace"] * 2
+        assert row["largest"] > 0
+        assert row["noise_0.5"] > row["noise_0.1"]
+    assert "| SGD-Nesterov |" in results_filter.flatness({"500": record})
