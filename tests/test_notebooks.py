@@ -10,7 +10,12 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-SLOW = ("30_hessian_spectrum", "40_smoothness_and_stability")
+SLOW = (
+    "10_table1",
+    "20_local_entropy_landscape",
+    "30_hessian_spectrum",
+    "40_smoothness_and_stability",
+)
 
 
 @pytest.mark.timeout(600)

@@ -79,8 +79,9 @@ def random_weight_perturbation(
       gradients' mean is the one all-reduce of data parallel training.
 
     Weight decay, clipping and averages of the iterates belong into ``optimizer``, which
-    sees x. There is no need for a scale-invariant loss: with :func:`filter_geometry`
-    the loss is smoothed alike however layers of ReLUs are scaled against each other.
+    sees x. With :func:`filter_geometry` the loss is smoothed alike however layers of
+    ReLUs are scaled against each other. With ``nnx.Optimizer`` evaluate the model of
+    :func:`entropy_optax.training.nnx_eval_model`.
 
     Args:
       optimizer: any transformation; its ``update`` is passed x.
