@@ -44,14 +44,15 @@ def filter_entropy_sgd(
     finite temperature put ``sgld(..., geometry=filter_geometry())`` with
     ``mean_of="gradients"`` into :func:`local_entropy`.
 
-    A drop-in for ``optax.sgd`` at its price: one gradient per call. Between two calls
-    the params are perturbed: evaluate, and keep, ``eval_params(state, params)``.
+    A drop-in for ``optax.sgd(..., nesterov=True)`` at its price: one gradient per call.
+    Between two calls the params are perturbed: evaluate, and keep, ``eval_params(state,
+    params)``.
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule of the number of calls.
       radius: r, the noise as a fraction of a filter's root mean square, a number or a
         schedule of the number of calls (wide first, for example:
-        ``optax.linear_schedule(1.0, 0.3, 3000)``). 0 is SGD.
+        ``optax.linear_schedule(1.0, 0.3, 3000)``). 0 is SGD with that momentum.
       momentum: m, Nesterov's; None for none.
       weight_decay: :math:`\lambda`, of x.
       vectors: radius of biases and the scales of normalisation layers, as a fraction of
@@ -60,7 +61,8 @@ def filter_entropy_sgd(
       noise: see :func:`random_weight_perturbation`.
       num_replicas: perturbations side by side, over a leading axis of the params; see
         :func:`random_weight_perturbation`.
-      key: typed PRNG key or integer seed.
+      key: typed PRNG key or integer seed; of its own in each branch of
+        ``optax.partition``.
 
     Returns:
       The optimizer.
@@ -70,7 +72,8 @@ def filter_entropy_sgd(
 
     Examples:
       >>> import entropy_optax as eo, jax, jax.numpy as jnp, optax
-      >>> tx = eo.filter_entropy_sgd(0.02, radius=0.3)  # was: optax.sgd(0.02)
+      >>> # was: optax.sgd(0.02, momentum=0.9, nesterov=True)
+      >>> tx = eo.filter_entropy_sgd(0.02, radius=0.3)
       >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
       >>> inputs = jax.random.normal(jax.random.key(0), (64, 4))
       >>> loss = lambda p: jnp.mean((inputs @ p["kernel"] + p["bias"]) ** 2)
@@ -85,7 +88,10 @@ def filter_entropy_sgd(
       True
 
     References:
-      Chaudhari et al., `Entropy-SGD: Biasing gradient descent into wide valleys
+      Li et al., `Efficient generalization improvement guided by random weight
+      perturbation <https://arxiv.org/abs/2211.11489>`_, 2022 (filter-wise random weight
+      perturbation, which this is, beside the loss at x). Chaudhari et al.,
+      `Entropy-SGD: Biasing gradient descent into wide valleys
       <https://arxiv.org/abs/1611.01838>`_, ICLR 2017 (local entropy). Bisla et al.,
       `Low-pass filtering SGD <https://arxiv.org/abs/2201.08025>`_, AISTATS 2022
       (Gaussians of the filters' norms, a growing radius and several perturbations in a

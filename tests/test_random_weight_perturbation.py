@@ -424,6 +424,18 @@ def test_members_of_an_ensemble_have_their_own_perturbations():
     assert len({tuple(row) for row in found}) == 5
 
 
+@pytest.mark.parametrize("members", [2, 3])
+def test_an_ensemble_of_replicas_evaluates_each_member_at_its_own_x(members):
+    tx: Any = eo.random_weight_perturbation(STAY, 1.0, num_replicas=2)
+    x = jnp.arange(1.0, members + 1)[:, None]  # [members, 1]
+    params = jax.vmap(lambda x: eo.replica_params(x, 2))(x)
+    state = jax.vmap(tx.init)(params)
+    _, state = jax.vmap(tx.update)(params, state, params)
+    np.testing.assert_array_equal(
+        eval_params(state, params), np.broadcast_to(x[:, None], (members, 2, 1))
+    )
+
+
 def mesh_step(tx: Any) -> Any:
     h = jnp.asarray(H, jnp.float32)
 

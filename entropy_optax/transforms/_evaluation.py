@@ -70,11 +70,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         if isinstance(found, LocalEntropyState):
             params = _anchor(found, params)
         elif isinstance(found, RandomWeightPerturbationState):
-            params = jax.tree.map(
-                lambda x, p: jnp.broadcast_to(x, jnp.shape(p)),
-                _filled(found.anchor, params),
-                params,
-            )
+            params = _unperturbed(found, params)
     return params
 
 
@@ -94,6 +90,21 @@ def _filled(anchor: optax.Params, params: optax.Params) -> optax.Params:
         params,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
+
+
+def _unperturbed(
+    state: RandomWeightPerturbationState, params: optax.Params
+) -> optax.Params:
+    # Under vmap the state has leading axes; that of the replicas comes after them.
+    outer = jnp.ndim(state.num_gradients)
+
+    def spread(x: jax.Array, param: jax.Array) -> jax.Array:
+        ones = (1,) * (jnp.ndim(param) - x.ndim)
+        return jnp.broadcast_to(
+            x.reshape(x.shape[:outer] + ones + x.shape[outer:]), jnp.shape(param)
+        )
+
+    return jax.tree.map(spread, _filled(state.anchor, params), params)
 
 
 def _anchor(state: LocalEntropyState, params: optax.Params) -> optax.Params:

@@ -63,9 +63,9 @@ def random_weight_perturbation(
     This is the limit of the local entropy
     :math:`F_S(x) = T \log \int \exp(-(f(x') + \tfrac12 (x - x')^\top (S / T)^{-1} (x -
     x')) / T)\, dx'` as its temperature grows: :math:`-\nabla F_S \to \nabla f_S`. One
-    gradient per step is an unbiased estimate, in any loop, at the price of one draw of
-    noise and one copy of the params. The first gradient is taken where the loop starts.
-    Evaluate and keep :func:`eval_params`, not the params.
+    gradient per step is an unbiased estimate given x, in any loop, at the price of one
+    draw of noise and one copy of the params. The first gradient is taken where the loop
+    starts. Evaluate and keep :func:`eval_params`, not the params.
 
     Several perturbations in a step are a matter of composition:
 
@@ -84,7 +84,9 @@ def random_weight_perturbation(
     :func:`entropy_optax.training.nnx_eval_model`.
 
     Args:
-      optimizer: any transformation; its ``update`` is passed x.
+      optimizer: any transformation that moves x at each call or leaves it; its
+        ``update`` is passed x. No :func:`local_entropy` of one gradient per call, whose
+        params are not its x.
       radius: r, at least 0, a number or a schedule of the number of calls done. With a
         geometry it is relative to the weights: 0.5 is noise of half their size.
       geometry: None for noise of one size everywhere, or a function of x that gives
@@ -92,11 +94,13 @@ def random_weight_perturbation(
       antithetic: whether perturbations come in pairs of opposite sign, which cancels
         all odd orders of their error in a mean over pairs: two successive calls after
         the first two (those of one step of ``optax.MultiSteps(optimizer, 2)``), or two
-        neighbouring replicas.
+        neighbouring replicas. Where x moves between the two, the second gradient is
+        biased by that move.
       noise: ``"gaussian"``, ``"rademacher"``, or a function ``(key, shape, dtype) ->
         Array`` of mean 0 and variance 1.
       num_replicas: k, perturbations side by side; None for none, and no leading axis.
-      key: typed PRNG key or integer seed.
+      key: typed PRNG key or integer seed; of its own in each branch of
+        ``optax.partition``.
 
     Returns:
       The optimizer, with the state :class:`RandomWeightPerturbationState`. Its
@@ -124,7 +128,9 @@ def random_weight_perturbation(
       [0.005 0.005] 0.00515377520732012
 
     References:
-      Bisla, Wang and Choromanska, `Low-pass filtering SGD for recovering flat optima in
+      Li et al., `Efficient generalization improvement guided by random weight
+      perturbation <https://arxiv.org/abs/2211.11489>`_, 2022. Bisla, Wang and
+      Choromanska, `Low-pass filtering SGD for recovering flat optima in
       the deep learning optimization landscape <https://arxiv.org/abs/2201.08025>`_,
       AISTATS 2022 (Gaussians of the filters' norms, several in a step). Graves,
       `Practical variational inference for neural networks

@@ -120,7 +120,8 @@ def along_replicas(array: jax.Array, tree: Any) -> jax.Array:
 
     There ``jax.vmap`` takes no arrays that lie in different ways.
     """
-    spec = jax.typeof(jax.tree.leaves(tree)[0]).sharding.spec
+    leaves = jax.tree.leaves(tree)
+    spec = jax.typeof(leaves[0]).sharding.spec if leaves else ()
     if not spec or spec[0] is None:
         return array
     return jax.sharding.reshard(array, jax.sharding.PartitionSpec(spec[0]))
