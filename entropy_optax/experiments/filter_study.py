@@ -12,10 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from entropy_optax.experiments import comparison, flat_minima, tune_report
-from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.settings import Settings, SettingsError
+from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
@@ -109,7 +108,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "control: AdamW alone": {"outer": "adamw"},
     "control: Muon alone": {"outer": "muon"},
 }
-_ADAMW = {axis: flat_minima._AXES["adam"][axis] for axis in flat_minima._AXES["adam"]}
+_ADAMW = flat_minima._AXES["adam"]
+_ADAMW_START = {"learning_rate": 2e-3, "weight_decay": 0.1}
+_MUON_START = {"learning_rate": 0.02, "weight_decay": 0.1}
 _MUON = {"weight_decay": _ADAMW["weight_decay"]}
 _ALONE = {"radius": [0.0]}
 _OWN_AXES: dict[str, dict[str, list[Any]]] = {
@@ -122,17 +123,11 @@ _OWN_AXES: dict[str, dict[str, list[Any]]] = {
 }
 _OWN_FORM_START: dict[str, dict[str, Any]] = {
     "one size for all weights": {"radius": 0.02},
+    "AdamW outside": _ADAMW_START,
+    "Muon outside": _MUON_START,
+    "control: AdamW alone": _ADAMW_START,
+    "control: Muon alone": _MUON_START,
 }
-for _who in ("outside", "alone"):
-    _sign = "control: " if _who == "alone" else ""
-    _OWN_FORM_START[f"{_sign}AdamW {_who}"] = {
-        "learning_rate": 2e-3,
-        "weight_decay": 0.1,
-    }
-    _OWN_FORM_START[f"{_sign}Muon {_who}"] = {
-        "learning_rate": 0.02,
-        "weight_decay": 0.1,
-    }
 
 
 def base_settings(scenario: str) -> Settings:
@@ -148,29 +143,11 @@ def base_settings(scenario: str) -> Settings:
     Raises:
       SettingsError: if there is no such scenario.
     """
-    if scenario not in SCENARIOS:
-        raise SettingsError(
-            f"--scenario: got {scenario!r}, wanted one of {', '.join(SCENARIOS)}"
-        )
-    settings = Settings(
-        model="mlp",
-        pool=2,
-        batch_size=100,
-        num_gradients=3000,
-        report_every=100,
-        evaluate_every=3000,
-        seeds=TUNING_SEEDS,
-        optimizer=METHODS,
-    )
-    settings = dataclasses.replace(settings, **SCENARIOS[scenario])
+    settings = flat_minima.scenario_settings(scenario, SCENARIOS, METHODS, TUNING_SEEDS)
     # Of a small network several seeds together take little longer than one.
     together = settings.model == "mlp"
     seeds = TUNING_SEEDS if together else TUNING_SEEDS[:2]
-    settings = dataclasses.replace(settings, together=together, seeds=seeds)
-    off = {"temperature": 0.0, "gamma_growth": 0.0}
-    settings = with_fields(settings, "entropy_sgd", off)
-    check(settings)
-    return settings
+    return dataclasses.replace(settings, together=together, seeds=seeds)
 
 
 def make_grid(scenario: str, budget: int) -> Grid:

@@ -130,9 +130,32 @@ def base_settings(scenario: str) -> Settings:
     Raises:
       SettingsError: if there is no such scenario.
     """
-    if scenario not in SCENARIOS:
+    return scenario_settings(scenario, SCENARIOS, METHODS, TUNING_SEEDS)
+
+
+def scenario_settings(
+    scenario: str,
+    scenarios: dict[str, dict[str, Any]],
+    methods: tuple[Any, ...],
+    seeds: tuple[int, ...],
+) -> Settings:
+    """What all methods share in a scenario of a study.
+
+    Args:
+      scenario: its name.
+      scenarios: names to what differs from the perceptron on digits.
+      methods: the optimizers.
+      seeds: for tuning.
+
+    Returns:
+      The settings.
+
+    Raises:
+      SettingsError: if there is no such scenario.
+    """
+    if scenario not in scenarios:
         raise SettingsError(
-            f"--scenario: got {scenario!r}, wanted one of {', '.join(SCENARIOS)}"
+            f"--scenario: got {scenario!r}, wanted one of {', '.join(scenarios)}"
         )
     settings = Settings(
         model="mlp",
@@ -141,10 +164,10 @@ def base_settings(scenario: str) -> Settings:
         num_gradients=3000,
         report_every=100,
         evaluate_every=3000,
-        seeds=TUNING_SEEDS,
-        optimizer=METHODS,
+        seeds=seeds,
+        optimizer=methods,
     )
-    settings = dataclasses.replace(settings, **SCENARIOS[scenario])
+    settings = dataclasses.replace(settings, **scenarios[scenario])
     # Noise and growth are studies of their own.
     off = {"temperature": 0.0, "gamma_growth": 0.0}
     settings = with_fields(settings, "entropy_sgd", off)

@@ -94,9 +94,8 @@ def filter_entropy_params(group: FilterEntropySettings, state: Any, params: Any)
       The unperturbed weights, or their average.
     """
     if not group.average_decay:
-        return eo.center_params(state, params) if group.splits > 1 else (
-            eo.eval_params(state, params)
-        )  # fmt: skip
+        where = eo.center_params if group.splits > 1 else eo.eval_params
+        return where(state, params)
     kind = averaging.AverageState
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     (found,) = (node for node in nodes if isinstance(node, kind))

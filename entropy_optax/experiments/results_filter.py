@@ -15,6 +15,7 @@ from entropy_optax.experiments.results_format import (
     lost_above,
     markdown,
     mean_and_error,
+    searched,
 )
 from entropy_optax.experiments.statistics import holm, paired_bootstrap
 from entropy_optax.measure._figures import new_figure
@@ -124,29 +125,11 @@ def compare(records: dict[str, Record]) -> str:
             rows.append([LABELS[method], *cells])
         if names:
             tables.append(markdown([title, *names], rows))
-    budgets = ", ".join(f"{n} {r['budget']}" for n, r in records.items())
-    left = "; ".join(
-        f"{n}: {', '.join(LABELS[m] for m in r['unsettled'])}"
-        for n, r in records.items()
-        if r["unsettled"]
-    )
-    ends = "; ".join(
-        f"{n}: {LABELS[m]} ({', '.join(axes)})"
-        for n, r in records.items()
-        for m, axes in r["on_edge"].items()
-    )
     n = len(next(iter(next(iter(records.values()))["runs"].values())))
     return (
         "\n\n".join(tables)
-        + f"\n\nMean ± standard error over {n} seeds, after the last gradient. A run is"
-        + " lost if its error is above 1.5 times the median of its column."
-        + f" Configurations that each method tried: {budgets}. "
-        + (
-            f"Best with neighbours that were not tried: {left}."
-            if left
-            else "Each best has had all its neighbours tried."
-        )
-        + (f" Best on the end of a ladder: {ends}." if ends else "")
+        + f"\n\nMean ± standard error over {n} seeds, after the last gradient. "
+        + searched(records)
     )
 
 

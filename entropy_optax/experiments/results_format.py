@@ -125,6 +125,39 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def searched(records: Mapping[str, dict[str, Any]]) -> str:
+    """Says how the methods of a comparison were tuned, below its table.
+
+    Args:
+      records: scenario to `compare.json`.
+
+    Returns:
+      When a run is lost, the configurations that each method tried, and the bests that
+      are not settled.
+    """
+    budgets = ", ".join(f"{n} {r['budget']}" for n, r in records.items())
+    left = "; ".join(
+        f"{n}: {', '.join(LABELS[m] for m in r['unsettled'])}"
+        for n, r in records.items()
+        if r["unsettled"]
+    )
+    ends = "; ".join(
+        f"{n}: {LABELS[m]} ({', '.join(axes)})"
+        for n, r in records.items()
+        for m, axes in r.get("on_edge", {}).items()
+    )
+    return (
+        "A run is lost if its error is above 1.5 times the median of its column."
+        f" Configurations that each method tried: {budgets}. "
+        + (
+            f"Best with neighbours that were not tried: {left}."
+            if left
+            else "Each best has had all its neighbours tried."
+        )
+        + (f" Best on the end of a ladder: {ends}." if ends else "")
+    )
+
+
 def race(runs: Sequence[dict[str, Any]]) -> str:
     """How many gradients each optimizer needs for Adam's last validation loss.
 

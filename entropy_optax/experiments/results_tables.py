@@ -15,6 +15,7 @@ from entropy_optax.experiments.results_format import (
     markdown,
     mean_and_error,
     race,
+    searched,
 )
 from entropy_optax.experiments.statistics import paired_bootstrap
 
@@ -105,28 +106,10 @@ def flat_minima(records: dict[str, Record]) -> str:
             best = means[name][method] == min(means[name].values())
             cells.append(f"**{cell}**" if best else cell)
         rows.append([LABELS[method], *cells])
-    budgets = ", ".join(f"{n} {r['budget']}" for n, r in records.items())
-    left = "; ".join(
-        f"{n}: {', '.join(LABELS[m] for m in r['unsettled'])}"
-        for n, r in records.items()
-        if r["unsettled"]
-    )
-    ends = "; ".join(
-        f"{n}: {LABELS[m]} ({', '.join(axes)})"
-        for n, r in records.items()
-        for m, axes in r.get("on_edge", {}).items()
-    )
     return (
         markdown(["test error %", *records], rows)
-        + "\n\nMean ± standard error over 10 seeds. A run is lost if its error is above"
-        + " 1.5 times the median of its column. Configurations that each method"
-        + f" tried: {budgets}. "
-        + (
-            f"Best with neighbours that were not tried: {left}."
-            if left
-            else "Each best has had all its neighbours tried."
-        )
-        + (f" Best on the end of a ladder: {ends}." if ends else "")
+        + "\n\nMean ± standard error over 10 seeds. "
+        + searched(records)
     )
 
 

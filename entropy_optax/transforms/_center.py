@@ -10,6 +10,7 @@ from entropy_optax.transforms._checks import check_num_replicas, check_replica_a
 from entropy_optax.transforms._evaluation import outer_params
 from entropy_optax.transforms._inner import norm
 from entropy_optax.transforms._replica_pull import from_center
+from entropy_optax.transforms._replicas import mean_of_replicas
 
 
 def replica_params(params: optax.Params, num_replicas: int) -> optax.Params:
@@ -65,12 +66,7 @@ def center_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       [2. 3.]
     """
     _num_replicas(params)
-    return jax.tree.map(
-        lambda leaf: jnp.mean(
-            leaf, axis=0, dtype=jnp.result_type(leaf, jnp.float32)
-        ).astype(leaf.dtype),
-        outer_params(state, params),
-    )
+    return mean_of_replicas(outer_params(state, params))
 
 
 def replica_distance(params: optax.Params) -> jax.Array:

@@ -21,7 +21,7 @@ from entropy_optax._arguments import (
 from entropy_optax.samplers._geometry import Geometry, scaled
 from entropy_optax.samplers._noise import Noise, noise_sampler
 from entropy_optax.transforms._checks import check_num_replicas, check_replica_axis
-from entropy_optax.transforms._replicas import along_replicas
+from entropy_optax.transforms._replicas import along_replicas, mean_of_replicas
 
 
 class RandomWeightPerturbationState(NamedTuple):
@@ -150,7 +150,7 @@ def random_weight_perturbation(
     def init(params: optax.Params) -> optax.OptState:
         if num_replicas is not None:
             check_replica_axis("params", params, num_replicas)
-            params = _mean(params)
+            params = mean_of_replicas(params)
         return RandomWeightPerturbationState(
             num_gradients=jnp.zeros([], jnp.int32),
             anchor=copy(params),
@@ -178,7 +178,7 @@ def random_weight_perturbation(
         if num_replicas is not None:
             check_replica_axis("grads", updates, num_replicas)
             check_replica_axis("params", params, num_replicas)
-            updates = _mean(updates)
+            updates = mean_of_replicas(updates)
         steps, optimizer_state = inner.update(
             updates, state.optimizer_state, state.anchor, **extra_args
         )
@@ -209,13 +209,3 @@ def random_weight_perturbation(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _mean(tree: Any) -> Any:
-    """Return the mean over the leading axis, computed in float32 at least."""
-    return map_unmasked(
-        lambda leaf: jnp.mean(
-            leaf, axis=0, dtype=jnp.result_type(leaf, jnp.float32)
-        ).astype(leaf.dtype),
-        tree,
-    )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from entropy_optax._arguments import map_unmasked
 from entropy_optax.transforms._checks import check_num_replicas, check_replica_axis
 from entropy_optax.transforms._inner import is_key
 from entropy_optax.transforms._one_gradient import LocalEntropyState
@@ -125,6 +126,16 @@ def along_replicas(array: jax.Array, tree: Any) -> jax.Array:
     if not spec or spec[0] is None:
         return array
     return jax.sharding.reshard(array, jax.sharding.PartitionSpec(spec[0]))
+
+
+def mean_of_replicas(tree: Any) -> Any:
+    """Return the mean over the leading axis, computed in float32 at least."""
+    return map_unmasked(
+        lambda leaf: jnp.mean(
+            leaf, axis=0, dtype=jnp.result_type(leaf, jnp.float32)
+        ).astype(leaf.dtype),
+        tree,
+    )
 
 
 # States of wrappers that hand every call on. Others, as optax.MultiSteps, select
