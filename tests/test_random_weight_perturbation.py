@@ -347,7 +347,7 @@ def test_the_function_is_perturbed_alike_however_relu_layers_are_scaled():
 
 
 def test_the_radius_follows_its_schedule():
-    """Of the number of calls: 1, 1/2, 1/4, ... of one draw's size."""
+    """Of the number of calls: two of size 1, then none."""
     radius = lambda count: jnp.where(count <= 2, 1.0, 0.0)
     found = perturbations(jnp.ones(50), 4, radius=radius)
     sizes = np.abs(found).max(axis=1)
@@ -375,6 +375,15 @@ def test_dtypes_are_kept(dtype):
     )
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
         lambda a: (a.shape, a.dtype), new
+    )
+    # One step of Nesterov's: 1.9 times the rate, of the gradient and the decay.
+    wanted = jax.tree.map(lambda a: (1 - 0.19 * 1.01) * a.astype(jnp.float32), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float32(a), b, rtol=4 * float(jnp.finfo(dtype).eps), atol=1e-6
+        ),
+        eval_params(new, optax.apply_updates(params, updates)),
+        wanted,
     )
 
 

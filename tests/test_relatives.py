@@ -293,6 +293,10 @@ def test_geometries():
     assert filters["bias"] == 0
     tenth = eo.filter_geometry(0.1)(params)["bias"]
     np.testing.assert_allclose(tenth, 0.353553, rtol=1e-5)
+    stacked = {"kernel": jnp.stack([kernel, 2 * kernel]), "bias": jnp.ones((2, 2))}
+    of_each = jax.vmap(eo.filter_geometry(1.0))(stacked)
+    np.testing.assert_allclose(of_each["kernel"], [by_hand, 2 * by_hand], rtol=1e-6)
+    assert of_each["bias"].shape == (2, 1)
     conv = eo.filter_geometry()(jnp.ones((3, 3, 4, 8)))
     assert conv.shape == (1, 1, 1, 8)
     small = eo.filter_geometry()(jnp.full((4, 1), 1e-4, jnp.float16))

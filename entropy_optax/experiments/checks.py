@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from entropy_optax.experiments.hyperparameters import FilterEntropySettings
 from entropy_optax.experiments.settings import (
     GROUPS,
     Settings,
@@ -50,6 +51,7 @@ def check(settings: Settings) -> None:
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted a multiple of"
                 f" --report-every {settings.report_every}"
             )
+    check_filter_entropy(settings.filter_entropy)
     for name in settings.optimizer:
         mesh_shape(settings, name)
         if "lstm" in settings.model:
@@ -96,6 +98,40 @@ def check(settings: Settings) -> None:
             raise SettingsError(
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted a number in"
                 " [0, 1)"
+            )
+
+
+def check_filter_entropy(group: FilterEntropySettings) -> None:
+    """Refuses forms of the method that do not exist, and would be another one.
+
+    Args:
+      group: its settings.
+
+    Raises:
+      SettingsError: naming the flag, what was given and what is wanted.
+    """
+    for name in ("splits", "perturbations"):
+        if getattr(group, name) < 1:
+            raise SettingsError(
+                f"--filter-entropy.{name}: got {getattr(group, name)}, wanted 1 or more"
+            )
+    if group.antithetic and group.splits > 1 and group.splits % 2:
+        raise SettingsError(
+            f"--filter-entropy.splits: got {group.splits}, wanted an even number of"
+            " antithetic parts"
+        )
+    if group.num_steps == 1:
+        return
+    if group.antithetic or group.splits > 1 or group.perturbations > 1:
+        raise SettingsError(
+            f"--filter-entropy.num-steps: got {group.num_steps}, wanted 1 with"
+            " antithetic, splits or perturbations: Langevin dynamics has none of these"
+        )
+    for name in ("radius", "radius_end", "temperature"):
+        if not getattr(group, name) > 0:
+            flag = name.replace("_", "-")
+            raise SettingsError(
+                f"--filter-entropy.{flag}: got 0, wanted more for Langevin dynamics"
             )
 
 

@@ -13,7 +13,7 @@ from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, Run
-from entropy_optax.experiments.settings import metric
+from entropy_optax.experiments.settings import Settings, metric
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
@@ -28,6 +28,8 @@ def compare(
     folder: pathlib.Path,
     command: str,
     console: Console,
+    *,
+    also_by_loss: bool = False,
 ) -> None:
     """Tunes every method of a scenario and runs the fresh seeds; resumable.
 
@@ -38,6 +40,8 @@ def compare(
       folder: of `grid.json`, its page, and `compare.json`.
       command: to be quoted in the page of the search.
       console: where progress goes.
+      also_by_loss: run the fresh seeds of the configurations with the lowest
+        validation loss as well, of those that were tried.
     """
     budget = FIRST_BUDGET
     grid = grid_of(budget)
@@ -54,36 +58,42 @@ def compare(
         budget += 4
     console.print(f"{scenario}: {budget} configurations each; not inside: {left}")
     tune_report.write_readme(folder / "README.md", grid, results, command)
-    chosen = dataclasses.replace(settings, seeds=seeds)
-    edges = {}
-    for name in methods:
-        best = tune_report.ranked(grid, results, name)[0]
-        chosen = with_fields(chosen, name, best["hyperparameters"])
-        if found := tune_report.edges(grid, name, best):
-            edges[name] = found
-    memo = Memo(folder / "compare.part", chosen)
-    members = [Member(seed, chosen) for seed in seeds]
-    groups = [members] if settings.model == "mlp" else [[m] for m in members]
-
-    def finish(name: str) -> list[dict[str, Any]]:
-        runs = [experiment.run_together(name, group) for group in groups]
-        return [_short(run) for group in runs for run in group]
-
     by = metric(settings)
-    runs = {}
-    for name in methods:
-        runs[name] = memo(name, functools.partial(finish, name))
-        values = report.estimate([run[f"test_{by}"] for run in runs[name]])
-        unit = "nats" if by == "loss" else "%"
-        console.print(f"{scenario}: {name} test {by} {values} {unit}")
+    choices = {
+        score: _choose(grid, results, score)
+        for score in ((by, "loss") if also_by_loss and by == "error" else (by,))
+    }
+    memo = Memo(folder / "compare.part", list(choices.values()))
+    chosen = choices[by]
+    runs: dict[str, dict[str, Any]] = {score: {} for score in choices}
+    for score, own in choices.items():
+        members = [Member(seed, own) for seed in seeds]
+        groups = [members] if settings.model == "mlp" else [[m] for m in members]
+        for name in methods:
+            if score != by and getattr(own, name) == getattr(chosen, name):
+                runs[score][name] = runs[by][name]
+                continue
+            find = functools.partial(_finish, experiment, name, groups)
+            runs[score][name] = memo(f"{name} by {score}", find)
+            values = report.estimate([r[f"test_{score}"] for r in runs[score][name]])
+            unit = "nats" if score == "loss" else "%"
+            console.print(f"{scenario}: {name} test {score} {values} {unit}")
+    ends = {
+        name: tune_report.edges(
+            grid, name, {"hyperparameters": dataclasses.asdict(getattr(chosen, name))}
+        )
+        for name in methods
+    }
     content = {
         "scenario": scenario,
         "settings": chosen,
         "budget": budget,
         "unsettled": left,
-        "on_edge": edges,
-        "runs": runs,
+        "on_edge": {name: axes for name, axes in ends.items() if axes},
+        "runs": runs[by],
     }
+    if len(choices) > 1:
+        content["by_loss"] = {"settings": choices["loss"], "runs": runs["loss"]}
     write_json(folder / "compare.json", content)
     memo.remove()
 
@@ -98,6 +108,21 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     content = {"versions": report.versions(), "machine": report.machine()} | content
     path.parent.mkdir(parents=True, exist_ok=True)
     report.replace_json(path, content)
+
+
+def _choose(grid: Grid, results: list[dict[str, Any]], by: str) -> Settings:
+    settings = dataclasses.replace(grid.settings, seeds=grid.preset_seeds)
+    for name in grid.axes:
+        best = tune_report.ranked(grid, results, name, by)[0]
+        settings = with_fields(settings, name, best["hyperparameters"])
+    return settings
+
+
+def _finish(
+    experiment: Experiment, name: str, groups: list[list[Member]]
+) -> list[dict[str, Any]]:
+    runs = [experiment.run_together(name, group) for group in groups]
+    return [_short(run) for group in runs for run in group]
 
 
 def _short(run: Run) -> dict[str, Any]:

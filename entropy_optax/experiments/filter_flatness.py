@@ -43,7 +43,8 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
     settings = dataclasses.replace(settings, seeds=SEEDS)
     task = make_task(settings)
     experiment = Experiment(settings, task)
-    memo = Memo(out / scenario / "flatness.part", (settings, NUM_EXAMPLES, NOISES))
+    basis = (settings, NUM_EXAMPLES, NUM_PROBES, NOISES)
+    memo = Memo(out / scenario / "flatness.part", basis)
     rows = []
     for method in filter_study.METHODS:
         for seed in SEEDS:

@@ -51,19 +51,25 @@ SEARCH_BUDGET = 24
 
 _RATES = flat_minima._RATES
 _DECAYS = flat_minima._DECAYS
-_RADII = [0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2]
+
+
+def _ladder(low: float, count: int) -> list[float]:
+    # Two steps double a radius, and no method has finer steps than another.
+    return [float(f"{low * 2 ** (k / 2):.3g}") for k in range(count)]
+
+
 _AXES = {name: flat_minima._AXES[name] for name in METHODS if name in flat_minima._AXES}
 _AXES |= {
-    "asam": {
+    name: {
         "learning_rate": _RATES,
-        "radius": [0.0625 * 2**k for k in range(9)],
+        "radius": radii,
         "weight_decay": _DECAYS,
-    },
-    "filter_entropy": {
-        "learning_rate": _RATES,
-        "radius": _RADII,
-        "weight_decay": _DECAYS,
-    },
+    }
+    for name, radii in (
+        ("sam", _ladder(0.0125, 18)),
+        ("asam", _ladder(0.0625, 18)),
+        ("filter_entropy", _ladder(0.0125, 14)),
+    )
 }
 _START = flat_minima._START | {"radius": 0.1}
 _OWN_START = {
@@ -112,6 +118,12 @@ _ADAMW = flat_minima._AXES["adam"]
 _ADAMW_START = {"learning_rate": 2e-3, "weight_decay": 0.1}
 _MUON_START = {"learning_rate": 0.02, "weight_decay": 0.1}
 _MUON = {"weight_decay": _ADAMW["weight_decay"]}
+# Forms are compared with one another alone, on finer steps.
+_FORM_AXES = _AXES["filter_entropy"] | {
+    "radius": [
+        0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2,
+    ]
+}  # fmt: skip
 _ALONE = {"radius": [0.0]}
 _OWN_AXES: dict[str, dict[str, list[Any]]] = {
     "AdamW outside": _ADAMW,
@@ -190,7 +202,7 @@ def form_grid(scenario: str, form: str) -> Grid:
     settings = base_settings(scenario)
     settings = with_fields(settings, "filter_entropy", FORMS[form])
     settings = dataclasses.replace(settings, optimizer=("filter_entropy",))
-    axes = _AXES["filter_entropy"] | _OWN_AXES.get(form, {})
+    axes = _FORM_AXES | _OWN_AXES.get(form, {})
     values = _START | _OWN_START["filter_entropy"] | _OWN_FORM_START.get(form, {})
     start = {a: values[a] if values[a] in axes[a] else axes[a][0] for a in axes}
     return Grid(
@@ -238,4 +250,6 @@ def compare(scenario: str, out: pathlib.Path, command: str, console: Console) ->
       console: where progress goes.
     """
     grid = functools.partial(make_grid, scenario)
-    comparison.compare(scenario, grid, out / scenario, command, console)
+    comparison.compare(
+        scenario, grid, out / scenario, command, console, also_by_loss=True
+    )

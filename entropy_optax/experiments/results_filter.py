@@ -12,7 +12,6 @@ from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     against,
     floats,
-    lost_above,
     markdown,
     mean_and_error,
     searched,
@@ -55,8 +54,12 @@ def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
             if path.exists():
                 own = found.setdefault(name, {})
                 own[scenario] = json.loads(path.read_text())
-    if "filter_compare" in found:
-        found["filter_against"] = found["filter_compare"]
+    if compared := found.get("filter_compare"):
+        found["filter_against"] = compared
+        # Text is chosen by the loss in the first place.
+        by_loss = {n: r | r["by_loss"] for n, r in compared.items() if "by_loss" in r}
+        if by_loss:
+            found["filter_loss_compare"] = found["filter_loss_against"] = by_loss
     return found
 
 
@@ -70,14 +73,13 @@ def forms(records: dict[str, Record]) -> str:
       One line for each form.
     """
     rows = []
-    for i, form in enumerate(next(iter(records.values()))["rows"]):
+    first = next(iter(records.values()))
+    for i, form in enumerate(first["rows"]):
         cells = [form["form"]]
         for record in records.values():
-            row = record["rows"][i]
-            best = row["best"]
+            best, left = record["rows"][i]["best"], len(record["rows"][i]["untried"])
             point = best["hyperparameters"]
             cells.append(mean_and_error(best["validation_error"], 2))
-            left = len(row["untried"])
             cells.append(
                 f"{point['learning_rate']:g}, {point['radius']:g},"
                 f" {point['weight_decay']:g}" + (f" ({left} left)" if left else "")
@@ -86,9 +88,7 @@ def forms(records: dict[str, Record]) -> str:
     header = ["form"]
     for name in records:
         header += [f"{name}, validation error %", "rate, radius, decay"]
-    record = next(iter(records.values()))
-    count = record["rows"][0]["configurations"]
-    n = len(record["settings"]["seeds"])
+    count, n = first["rows"][0]["configurations"], len(first["settings"]["seeds"])
     return (
         markdown(header, rows)
         + f"\n\nThe best of {count} configurations of each form, over rate, radius and"
@@ -117,10 +117,9 @@ def compare(records: dict[str, Record]) -> str:
                 means = {m: _mean(record, m, score) for m in record["runs"]}
                 values = _values(record, method, score)
                 cell = mean_and_error(values, 2 if score == "test_error" else 3)
-                if score == "test_error":
-                    lost = sum(value > lost_above(record) for value in values)
-                    cell += f" ({lost} lost)" if lost else ""
-                best = means[method] == min(means.values())
+                if lost := int(np.sum(_lost(record, method))):
+                    cell += f" ({lost} lost)"
+                best = means[method] == np.nanmin(list(means.values()))
                 cells.append(f"**{cell}**" if best else cell)
             rows.append([LABELS[method], *cells])
         if names:
@@ -145,25 +144,30 @@ def comparisons(records: dict[str, Record]) -> str:
     tables = []
     for score, title in _SCORES.items():
         names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
-        columns = []
-        for name in names:
-            values = {m: _values(records[name], m, score) for m in filter_study.METHODS}
-            ours = values.pop(OURS)
-            columns.append(against(ours, values))
+        columns = [against(*_pairs(records[name], score)) for name in names]
         if names:
-            rows = [[LABELS[m], *(c[m] for c in columns)] for m in columns[0]]
+            rivals = [m for m in filter_study.METHODS if m != OURS]
+            rows = [
+                [LABELS[m], *(c.get(m, "all lost") for c in columns)] for m in rivals
+            ]
             header = [f"{LABELS[OURS]} minus, {title}", *names]
             tables.append(markdown(header, rows))
-    best = [name for name, record in records.items() if _wins(record)]
+    won, surer = (
+        [name for name, record in records.items() if _wins(record, level)]
+        for level in (0.01, 0.005)
+    )
     worse = [name for name, record in records.items() if _worse_than_sgd(record)]
     return (
         "\n\n".join(tables)
         + "\n\nMean paired difference, its 95 % interval, and the p-value by Holm's"
-        + " method over the rivals of the column; bold below .05.\n\n"
+        + " method over the rivals of the column; bold below .05. A rival's lost run"
+        + " counts as its worst that was not.\n\n"
         + "Best test error or likelihood, p < .01 against every rival, in"
-        + f" {len(best)} of {len(records)}: {', '.join(best) or 'none'}. More than one"
-        + " standard error worse than SGD, in the error of images or the likelihood of"
-        + f" text: {', '.join(worse) or 'none'}."
+        + f" {len(won)} of {len(records)}: {', '.join(won) or 'none'}. (With two"
+        + " chances, images at p < .005:"
+        + f" {len(surer)}: {', '.join(surer) or 'none'}.) More than one standard error"
+        + " worse than SGD, in the error of images or the likelihood of text:"
+        + f" {', '.join(worse) or 'none'}."
     )
 
 
@@ -199,7 +203,7 @@ def flatness(records: dict[str, Record]) -> str:
 
 
 def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
-    """Draws each method's error relative to SGD's, in all scenarios.
+    """Draws each method's error relative to SGD's, without runs that were lost.
 
     Args:
       path: of the PNG file.
@@ -210,18 +214,19 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     """
     figure = new_figure(10, 4.2)
     axes = figure.subplots()
-    width = 0.8 / len(filter_study.METHODS)
+    count = len(filter_study.METHODS)
     for i, method in enumerate(filter_study.METHODS):
         colour, marker = STYLES[method]
         for x, record in enumerate(records.values()):
             score = "test_loss" if _text(record) else "test_error"
-            ratio = np.divide(
-                _values(record, method, score), _mean(record, "sgd", score)
-            )
+            ended = np.asarray(_values(record, method, score))[~_lost(record, method)]
+            if not len(ended):
+                continue
+            ratio = ended / _mean(record, "sgd", score)
             axes.errorbar(
-                x + (i - 3) * width,
+                x + (i - (count - 1) / 2) * 0.8 / count,
                 ratio.mean(),
-                ratio.std(ddof=1) / np.sqrt(len(ratio)),
+                ratio.std() / np.sqrt(max(len(ratio) - 1, 1)),
                 color=colour,
                 marker=marker,
                 capsize=2,
@@ -230,7 +235,6 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
             )
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(records)), list(records))
-    axes.set_ylim(0.8, 1.25)
     axes.set_ylabel("test error (text: nats) relative to SGD's mean")
     axes.grid(visible=True, axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
@@ -239,18 +243,17 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     return path
 
 
-def _wins(record: Record) -> bool:
-    # Best, and p < .01 against every rival, in error or in likelihood.
+def _wins(record: Record, level: float) -> bool:
+    # Best, and p below the level against every rival, in error or in likelihood.
     scores = ("test_loss",) if _text(record) else tuple(_SCORES)
+    level = 0.01 if _text(record) else level
     for score in scores:
-        ours = _values(record, OURS, score)
-        found = [
-            paired_bootstrap(ours, _values(record, method, score))
-            for method in filter_study.METHODS
-            if method != OURS
-        ]
+        ours, rivals = _pairs(record, score)
+        if not np.all(np.isfinite(ours)):
+            continue
+        found = [paired_bootstrap(ours, values) for values in rivals.values()]
         adjusted = holm([c.p_value for c in found])
-        if all(c.difference < 0 for c in found) and max(adjusted) < 0.01:
+        if all(c.difference < 0 for c in found) and max(adjusted) < level:
             return True
     return False
 
@@ -258,7 +261,26 @@ def _wins(record: Record) -> bool:
 def _worse_than_sgd(record: Record) -> bool:
     score = "test_loss" if _text(record) else "test_error"
     gap = np.subtract(_values(record, OURS, score), _values(record, "sgd", score))
-    return bool(gap.mean() > gap.std(ddof=1) / np.sqrt(len(gap)))
+    # One that is not finite is worse.
+    return not gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap))
+
+
+def _pairs(record: Record, score: str) -> tuple[list[float], dict[str, list[float]]]:
+    # One lost run has the spread of all the others together, and would make a rival's
+    # failure its best defence: it counts as that rival's worst that was not lost.
+    rivals = {}
+    for method in filter_study.METHODS:
+        lost = _lost(record, method)
+        if method != OURS and not np.all(lost):
+            values = np.asarray(_values(record, method, score))
+            rivals[method] = np.where(lost, values[~lost].max(), values).tolist()
+    return _values(record, OURS, score), rivals
+
+
+def _lost(record: Record, method: str) -> np.ndarray:
+    score = "test_loss" if _text(record) else "test_error"
+    runs = [_values(record, m, score) for m in record["runs"]]
+    return ~(np.asarray(_values(record, method, score)) <= 1.5 * np.nanmedian(runs))
 
 
 def _text(record: Record) -> bool:

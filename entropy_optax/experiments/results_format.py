@@ -102,6 +102,8 @@ def against(
       For each rival the difference with its interval and its p-value, adjusted over
       them by Holm's method; bold where that is below .05.
     """
+    if not np.all(np.isfinite(ours)):
+        return dict.fromkeys(rivals, "ours not finite")
     found = {name: paired_bootstrap(ours, values) for name, values in rivals.items()}
     adjusted = holm([c.p_value for c in found.values()])
     cells = {}

@@ -48,6 +48,8 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "filter_forms": results_filter.forms,
     "filter_compare": results_filter.compare,
     "filter_against": results_filter.comparisons,
+    "filter_loss_compare": results_filter.compare,
+    "filter_loss_against": results_filter.comparisons,
     "filter_flatness": results_filter.flatness,
 }
 

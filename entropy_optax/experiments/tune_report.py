@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-def ranked(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
+def ranked(
+    grid: Grid, results: list[Entry], optimizer: str, by: str | None = None
+) -> list[Entry]:
     """Results of one optimizer's present grid, best first.
 
     Args:
       grid: the grid.
       results: entries of `grid.json`, of this grid and perhaps of a narrower one.
       optimizer: its name.
+      by: `error` or `loss`, of the task if None.
 
     Returns:
       Entries by mean validation error of the last point; equal errors, which 2,000
@@ -43,9 +46,8 @@ def ranked(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
 
     def order(entry: Entry) -> tuple[float, float]:
         # A loss that is not finite is None in JSON.
-        by = metric(grid.settings)
         means = []
-        for name in (by, "loss"):
+        for name in (by or metric(grid.settings), "loss"):
             values = [
                 math.inf if x is None or x != x else x
                 for x in entry[f"validation_{name}"]

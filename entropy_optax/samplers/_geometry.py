@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,16 +26,18 @@ def leaf_geometry() -> Geometry:
     (``mean_of="gradients"`` of :func:`local_entropy`).
 
     Returns:
-      A function from a tree of params to a tree of floats of shape ``()``, for the
-      argument ``geometry`` of :func:`add_scope_pull`, :func:`add_langevin_noise`,
-      :func:`sgld` and :func:`heat`.
+      A function from a tree of params to a tree of floats, one for each leaf, with axes
+      of length 1 to broadcast against it, for the argument ``geometry`` of
+      :func:`add_scope_pull`, :func:`add_langevin_noise`, :func:`sgld` and :func:`heat`.
 
     Examples:
       >>> import entropy_optax as eo, jax.numpy as jnp
       >>> print(eo.leaf_geometry()({"w": jnp.array([3.0, 4.0, 0.0, 0.0])})["w"])
-      2.5
+      [2.5]
     """
-    return lambda params: map_unmasked(lambda leaf: _rms(leaf, None), params)
+    return lambda params: map_unmasked(
+        lambda leaf: _rms(leaf, range(leaf.ndim)), params
+    )
 
 
 def filter_geometry(vectors: float = 0.0) -> Geometry:
@@ -48,6 +50,10 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
     mean square :math:`\|x_j\| / \sqrt{n_j}`. A network with ReLUs is then perturbed
     alike however its layers are scaled against each other, which noise of one size for
     all weights is not.
+
+    Layers that ``nn.scan`` or ``nnx.vmap`` has stacked along a first axis are told from
+    a convolution by nobody but you: ``lambda params: geometry(params) | {"layers":
+    jax.vmap(geometry)(params["layers"])}`` gives each layer its own filters.
 
     Args:
       vectors: scale of biases and the scales of normalisation layers (leaves of that
@@ -67,7 +73,7 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
       >>> kernel = jnp.array([[3.0, 1.0], [4.0, 1.0]])  # two inputs, two outputs
       >>> scales = eo.filter_geometry()({"kernel": kernel, "bias": jnp.ones(2)})
       >>> print(scales["kernel"].round(2), scales["bias"])
-      [[3.54 1.  ]] 0.0
+      [[3.54 1.  ]] [0.]
 
     References:
       Li et al., `Visualizing the loss landscape of neural nets
@@ -80,7 +86,7 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
             return leaf
         inputs = _input_axes(_names(path), leaf.ndim)
         if inputs is None:
-            return like_leaf(vectors, leaf) * _rms(leaf, None)
+            return like_leaf(vectors, leaf) * _rms(leaf, range(leaf.ndim))
         return _rms(leaf, inputs)
 
     masked = lambda node: isinstance(node, optax.MaskedNode)
@@ -106,11 +112,11 @@ def _input_axes(names: list[str], ndim: int) -> tuple[int, ...] | None:
     return tuple(range(ndim - (2 if of_heads and ndim == 3 else 1)))
 
 
-def _rms(leaf: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
-    size = math.prod(leaf.shape if axes is None else [leaf.shape[a] for a in axes])
+def _rms(leaf: jax.Array, axes: Sequence[int]) -> jax.Array:
+    size = math.prod(leaf.shape[a] for a in axes)
     # In float32 at least: in float16 the square of 1e-4 is 0, that of 256 infinite.
     wide = jnp.abs(leaf.astype(jnp.result_type(leaf, jnp.float32)))
-    squares = jnp.sum(wide**2, axis=axes, keepdims=axes is not None)
+    squares = jnp.sum(wide**2, axis=tuple(axes), keepdims=True)
     return jnp.sqrt(squares / max(size, 1)).astype(jnp.finfo(leaf.dtype).dtype)
 
 

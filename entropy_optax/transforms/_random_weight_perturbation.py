@@ -65,12 +65,17 @@ def random_weight_perturbation(
     x')) / T)\, dx'` as its temperature grows: :math:`-\nabla F_S \to \nabla f_S`. One
     gradient per step is an unbiased estimate given x, in any loop, at the price of one
     draw of noise and one copy of the params. The first gradient is taken where the loop
-    starts. Evaluate and keep :func:`eval_params`, not the params.
+    starts. Evaluate and keep :func:`eval_params`, not the params: x lives in the state,
+    so whoever restarts from other params must ``init`` anew. BatchNorm's statistics are
+    those of perturbed networks: re-estimate them at x
+    (:func:`entropy_optax.training.reestimate_batch_stats`).
 
     Several perturbations in a step are a matter of composition:
 
     - k of them in turn: ``random_weight_perturbation(optax.MultiSteps(optimizer, k),
-      ...)``, the mean of k gradients for each step;
+      ...)``, the mean of k gradients for each step. Optax takes it for one without
+      extra arguments; ``optax.GradientTransformationExtraArgs(steps.init,
+      steps.update)`` of it hands them on;
     - k side by side, by ``jax.vmap``: with ``num_replicas=k`` params and gradients have
       a leading axis (:func:`replica_params` makes it), each replica has a perturbation
       of its own, and the optimizer sees the mean of the gradients. Give each replica

@@ -19,7 +19,7 @@ from entropy_optax.experiments import (
 )
 from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.evaluate import Score
-from entropy_optax.experiments.grid import configurations
+from entropy_optax.experiments.grid import configurations, with_fields
 from entropy_optax.experiments.runs import Run
 from entropy_optax.experiments.settings import SettingsError
 
@@ -63,6 +63,25 @@ def test_forms_differ_and_are_searched_alike():
         seen.append(point)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"splits": 0}, "--filter-entropy.splits: got 0, wanted 1 or more"),
+        ({"perturbations": 0}, "--filter-entropy.perturbations: got 0"),
+        ({"splits": 5, "antithetic": True}, "got 5, wanted an even number"),
+        ({"num_steps": 5, "splits": 2}, "num-steps: got 5, wanted 1 with"),
+        ({"num_steps": 5, "perturbations": 2}, "num-steps: got 5, wanted 1 with"),
+        ({"num_steps": 5, "antithetic": True}, "num-steps: got 5, wanted 1 with"),
+        ({"num_steps": 5, "radius": 0.0}, "--filter-entropy.radius: got 0, wanted"),
+        ({"num_steps": 5, "temperature": 0.0}, "temperature: got 0, wanted more"),
+    ],
+)
+def test_forms_that_do_not_exist_are_refused(fields, message):
+    settings = with_fields(filter_study.base_settings("500"), "filter_entropy", fields)
+    with pytest.raises(SettingsError, match=message):
+        check(settings)
+
+
 def test_unknown_scenarios_are_refused(tmp_path):
     for part in ("filter_forms", "filter_compare", "filter_flatness"):
         with pytest.raises(SettingsError, match="got 'none', wanted one of 500"):
@@ -72,7 +91,7 @@ def test_unknown_scenarios_are_refused(tmp_path):
 
 
 class Fake:
-    """An Experiment whose errors are least at a radius of 0.3 and a rate of 0.04."""
+    """An Experiment whose errors are least at a radius of 0.29 and a rate of 0.04."""
 
     calls = 0
 
@@ -86,8 +105,9 @@ class Fake:
             group = getattr(settings, optimizer)
             rate = getattr(group, "learning_rate", None) or 0.04
             error = 10 + abs(np.log(rate / 0.04))
-            error += abs(getattr(group, "radius", 0.3) - 0.3)
-            score = Score(error + seed / 1000, 0.5)
+            error += abs(getattr(group, "radius", 0.29) - 0.29)
+            loss = 0.5 + 0.1 * abs(np.log(rate / 0.02))
+            score = Score(error + seed / 1000, loss)
             runs.append(
                 Run(
                     optimizer=optimizer,
@@ -129,7 +149,7 @@ def test_the_search_of_the_forms(monkeypatch, tmp_path):
     assert study.run("filter_forms", ["500"], tmp_path, "it", quiet()) == 0
     assert Fake.calls == before
     table = results_filter.forms({"500": record})
-    assert "| per leaf | 10.10 ± 0.00 | 0.04, 0.3, 0" in table
+    assert "| per leaf | 10.11 ± 0.00 | 0.04, 0.3, 0" in table
 
 
 def test_the_comparison(monkeypatch, tmp_path):
@@ -144,7 +164,18 @@ def test_the_comparison(monkeypatch, tmp_path):
     for name in ("sgd", "filter_entropy"):
         own = [entry for entry in tried if entry["optimizer"] == name]
         assert len(own) == record["budget"]
-    assert record["settings"]["filter_entropy"]["radius"] == 0.3
+    assert record["settings"]["filter_entropy"]["radius"] == 0.283
+    # The loss is 0.5 + 0.1 |log(rate / 0.02)|, and its choice is another.
+    assert record["settings"]["filter_entropy"]["learning_rate"] == 0.04
+    by_loss = record["by_loss"]
+    assert by_loss["settings"]["filter_entropy"]["learning_rate"] == 0.02
+    for name in ("sgd", "filter_entropy"):
+        (losses, others) = (
+            [run["test_loss"] for run in runs[name]]
+            for runs in (by_loss["runs"], record["runs"])
+        )
+        assert losses == [pytest.approx(0.5)] * 10
+        assert others == [pytest.approx(0.5 + 0.1 * np.log(2))] * 10
 
 
 def compared(
@@ -205,6 +236,32 @@ def test_a_win_in_likelihood_counts_and_one_rival_is_enough_to_lose_it():
     ):
         run["test_loss"] = rival["test_loss"]
     assert "in 0 of 1: none." in results_filter.comparisons({"500": found})
+
+
+def test_a_lost_run_of_a_rival_neither_wins_nor_spoils_the_comparison():
+    """Its spread alone would be that of all the others, and the p-value near .4."""
+    found = compared({"filter_entropy": -1.0}, loss=1.0)
+    found["runs"]["sam"][3] |= {"test_error": 90.0, "test_loss": None}
+    found["runs"]["adam"] = [
+        run | {"test_error": 90.0, "test_loss": None} for run in found["runs"]["adam"]
+    ]
+    records = {"500": found}
+    assert "| SAM | 18.00 ± 8.00 (1 lost) |" in results_filter.compare(records)
+    assert "| SAM | not finite (1 lost) |" in results_filter.compare(records)
+    said = results_filter.comparisons(records)
+    assert "| SAM | **-1.00 [-1.0" in said
+    assert "| Adam | all lost |" in said
+    assert "in 1 of 1: 500." in said
+    assert "images at p < .005: 1: 500.)" in said
+
+
+def test_our_own_lost_runs_stay():
+    found = compared({"filter_entropy": -1.0}, loss=1.0)
+    found["runs"]["filter_entropy"][0] |= {"test_error": None, "test_loss": None}
+    said = results_filter.comparisons({"500": found})
+    assert "| SAM | ours not finite |" in said
+    assert "in 0 of 1: none." in said
+    assert said.endswith("likelihood of text: 500.")
 
 
 def test_records_are_read_by_scenario(tmp_path):
