@@ -22,6 +22,7 @@ STYLES = {
     "filter_entropy": ("#D4006A", "p"),
     "sam": ("#D55E00", "^"),
     "asam": ("#8B3A00", "h"),
+    "ivon": ("#4D4D9A", "H"),
     "lookahead": ("#CC79A7", "v"),
     "ema": ("#56B4E9", "P"),
     "schedule_free": ("#B8A800", "X"),

@@ -113,7 +113,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "control: SGD alone": {},
     "control: AdamW alone": {"outer": "adamw"},
     "control: Muon alone": {"outer": "muon"},
+    "LPF-SGD: 10 parts, radius grows 16-fold": {"splits": 10, "radius_end": 16.0},
+    "IVON: the spread is learnt": {},
 }
+_IVON = "IVON: the spread is learnt"
 _ADAMW = flat_minima._AXES["adam"]
 _ADAMW_START = {"learning_rate": 2e-3, "weight_decay": 0.1}
 _MUON_START = {"learning_rate": 0.02, "weight_decay": 0.1}
@@ -132,6 +135,9 @@ _OWN_AXES: dict[str, dict[str, list[Any]]] = {
     "control: SGD alone": _ALONE,
     "control: AdamW alone": _ALONE | _ADAMW,
     "control: Muon alone": _ALONE | _MUON,
+    "LPF-SGD: 10 parts, radius grows 16-fold": {
+        "radius": [0.0125, 0.025, 0.05, 0.1, 0.2]
+    },
 }
 _OWN_FORM_START: dict[str, dict[str, Any]] = {
     "one size for all weights": {"radius": 0.02},
@@ -139,6 +145,14 @@ _OWN_FORM_START: dict[str, dict[str, Any]] = {
     "Muon outside": _MUON_START,
     "control: AdamW alone": _ADAMW_START,
     "control: Muon alone": _MUON_START,
+    "LPF-SGD: 10 parts, radius grows 16-fold": {"radius": 0.05},
+    _IVON: {"learning_rate": 0.32, "ess": 1600.0, "b2": 0.999},
+}
+_IVON_AXES: dict[str, list[Any]] = {
+    "learning_rate": _RATES,
+    "ess": [100.0 * 2**k for k in range(12)],
+    "weight_decay": _DECAYS,
+    "b2": [0.99, 0.999, 0.9999],
 }
 
 
@@ -199,15 +213,14 @@ def form_grid(scenario: str, form: str) -> Grid:
     Returns:
       The grid over rate, radius and decay.
     """
-    settings = base_settings(scenario)
-    settings = with_fields(settings, "filter_entropy", FORMS[form])
-    settings = dataclasses.replace(settings, optimizer=("filter_entropy",))
-    axes = _FORM_AXES | _OWN_AXES.get(form, {})
+    name = "ivon" if form == _IVON else "filter_entropy"
+    settings = with_fields(base_settings(scenario), name, FORMS[form])
+    settings = dataclasses.replace(settings, optimizer=(name,))
+    axes = _IVON_AXES if form == _IVON else _FORM_AXES | _OWN_AXES.get(form, {})
     values = _START | _OWN_START["filter_entropy"] | _OWN_FORM_START.get(form, {})
     start = {a: values[a] if values[a] in axes[a] else axes[a][0] for a in axes}
     return Grid(
-        settings, flat_minima.SEEDS, {}, {"filter_entropy": axes}, {}, SEARCH_BUDGET,
-        {"filter_entropy": start},
+        settings, flat_minima.SEEDS, {}, {name: axes}, {}, SEARCH_BUDGET, {name: start}
     )  # fmt: skip
 
 
@@ -226,13 +239,14 @@ def search_forms(scenario: str, out: pathlib.Path, console: Console) -> None:
         grid = form_grid(scenario, form)
         path = out / scenario / "forms" / f"{number:02d}.json"
         results = search(grid, path, console, experiment)
-        best, *_ = tune_report.ranked(grid, results, "filter_entropy")
+        (name,) = grid.axes
+        best, *_ = tune_report.ranked(grid, results, name)
         rows.append(
             {
                 "form": form,
                 "configurations": len(results),
-                "untried": tune_report.untried(grid, results, "filter_entropy"),
-                "edges": tune_report.edges(grid, "filter_entropy", best),
+                "untried": tune_report.untried(grid, results, name),
+                "edges": tune_report.edges(grid, name, best),
                 "best": best,
             }
         )

@@ -17,6 +17,7 @@ OptimizerName = Literal[
     "entropy_adam",
     "parle",
     "filter_entropy",
+    "ivon",
     "averaging_alone",
     "reset_alone",
 ]
@@ -188,6 +189,24 @@ class FilterEntropySettings(SGDSettings):
     """Temperature of that Langevin dynamics; it tends to the heat equation."""
     pull: float = 0.5
     """Its step size times its scope."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IVONSettings:
+    """Variational Gaussian training: the spread of the perturbations is learnt."""
+
+    learning_rate: float = 0.1
+    """Rate at the start of the schedule, of a gradient divided by the curvature."""
+    b1: float = 0.9
+    """Decay of the mean gradient, per gradient."""
+    b2: float = 0.999
+    """Decay of the curvature, per gradient."""
+    weight_decay: float = 1e-3
+    """Precision of the prior, per example."""
+    ess: float = 1000.0
+    """Effective sample size: the number of examples, or more for a cold posterior."""
+    curvature: float = 0.5
+    """Curvature at the start."""
 
 
 def rate_field(group: Any) -> str:

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import optax
 
 import entropy_optax as eo
-from entropy_optax.experiments import averaging, perturbed
+from entropy_optax.experiments import averaging, ivon, perturbed
 from entropy_optax.experiments.hyperparameters import (
     AdamSettings,
     ASAMSettings,
     EMASettings,
     EntropySGDSettings,
     FilterEntropySettings,
+    IVONSettings,
     LookaheadSettings,
     ParleSettings,
     SAMSettings,
@@ -42,6 +43,7 @@ _TRACED = (
     "temperature",
     "outer_weight_decay",
     "coupling",
+    "ess",
 )
 _OFF_AT_0 = ("temperature", "outer_weight_decay", "coupling")
 
@@ -143,6 +145,16 @@ def make_method(
                 state[-1], params
             ),
         )
+    elif isinstance(group, IVONSettings):
+        tx = ivon.ivon(
+            schedule,
+            traced["ess"],
+            traced["weight_decay"],
+            curvature=group.curvature,
+            decays=(group.b1, group.b2),
+            key=key,
+        )
+        return Method(optax.chain(*clips, tx), lambda state, params: state[-1].mean)
     elif isinstance(group, FilterEntropySettings):
         outer = perturbed.outer_optimizer(group, schedule, traced["weight_decay"])
         tx = perturbed.filter_entropy(

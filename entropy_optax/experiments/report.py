@@ -21,6 +21,7 @@ LABELS = {
     "adam": "Adam",
     "sam": "SAM",
     "asam": "ASAM",
+    "ivon": "IVON",
     "lookahead": "Lookahead",
     "ema": "EMA of SGD",
     "schedule_free": "Schedule-Free",

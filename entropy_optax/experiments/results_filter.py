@@ -52,8 +52,7 @@ def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
         ):
             path = folder / scenario / f"{file}.json"
             if path.exists():
-                own = found.setdefault(name, {})
-                own[scenario] = json.loads(path.read_text())
+                found.setdefault(name, {})[scenario] = json.loads(path.read_text())
     if compared := found.get("filter_compare"):
         found["filter_against"] = compared
         # Text is chosen by the loss in the first place.
@@ -80,9 +79,10 @@ def forms(records: dict[str, Record]) -> str:
             best, left = record["rows"][i]["best"], len(record["rows"][i]["untried"])
             point = best["hyperparameters"]
             cells.append(mean_and_error(best["validation_error"], 2))
+            size = point["ess"] if "ess" in point else point["radius"]
             cells.append(
-                f"{point['learning_rate']:g}, {point['radius']:g},"
-                f" {point['weight_decay']:g}" + (f" ({left} left)" if left else "")
+                f"{point['learning_rate']:g}, {size:g}, {point['weight_decay']:g}"
+                + (f" ({left} left)" if left else "")
             )
         rows.append(cells)
     header = ["form"]
@@ -93,7 +93,8 @@ def forms(records: dict[str, Record]) -> str:
         markdown(header, rows)
         + f"\n\nThe best of {count} configurations of each form, over rate, radius and"
         + f" decay; mean ± standard error over {n} tuning seeds. In brackets how many"
-        + " neighbours of it were left untried."
+        + " neighbours of it were left untried. IVON has an effective sample size in"
+        + " place of a radius."
     )
 
 
@@ -296,5 +297,4 @@ def _mean(record: Record, method: str, score: str) -> float:
 
 
 def _number(values: list[float]) -> str:
-    spread = np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.3g} ± {spread:.1g}"
+    return f"{np.mean(values):.3g} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1g}"

@@ -13,6 +13,7 @@ from entropy_optax.experiments.hyperparameters import (
     EMASettings,
     EntropySGDSettings,
     FilterEntropySettings,
+    IVONSettings,
     LookaheadSettings,
     OptimizerName,
     ParleSettings,
@@ -125,6 +126,7 @@ class Settings:
     )
     parle: ParleSettings = ParleSettings()
     filter_entropy: FilterEntropySettings = FilterEntropySettings()
+    ivon: IVONSettings = IVONSettings()
     averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
     """Control: Entropy-SGD without its pull and noise."""
     reset_alone: EntropySGDSettings = EntropySGDSettings(

@@ -52,13 +52,13 @@ def test_forms_differ_and_are_searched_alike():
     for form in filter_study.FORMS:
         grid = filter_study.form_grid("500", form)
         assert grid.budget == filter_study.SEARCH_BUDGET
-        (axes,), (start,) = grid.axes.values(), grid.start.values()
+        ((name, axes),), (start,) = grid.axes.items(), grid.start.values()
         assert all(start[axis] in axes[axis] for axis in axes)
-        made = configurations(grid, "filter_entropy")
+        made = configurations(grid, name)
         assert len(made) >= grid.budget
         for settings in (made[0], made[-1]):
             check(settings)
-        point = dataclasses.asdict(grid.settings.filter_entropy), axes, start
+        point = name, dataclasses.asdict(getattr(grid.settings, name)), axes, start
         assert point not in seen
         seen.append(point)
 
