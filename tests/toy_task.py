@@ -1,6 +1,6 @@
 """A least-squares problem as a task for the runner, small enough to follow by hand."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.image_task import minibatches
+from entropy_optax.experiments.runs import Run
 
 _GENERATOR = np.random.default_rng(1)
 INPUTS = _GENERATOR.normal(size=(8, 3)).astype(np.float32)
@@ -90,3 +91,22 @@ class ByHand:
         factors = 1 + 0.3 * np.asarray(jax.random.normal(key, (3,)), float)
         inputs = np.column_stack([np.ones(BATCH), INPUTS[at] * factors])
         return inputs.T @ (inputs @ x - TARGETS[at]) / BATCH
+
+
+def made_up_run(optimizer: str, seed: int, settings: Any, score: Any, test: Any) -> Run:
+    """Return a run that ended with a score, without training."""
+    return Run(
+        optimizer=optimizer,
+        seed=seed,
+        gradients=settings.num_gradients,
+        seconds=0.0,
+        evaluation_seconds=0.0,
+        compile_seconds=0.0,
+        training_loss=0.1,
+        curve=(),
+        validation_last=score,
+        chosen_gradients=0,
+        validation_chosen=score,
+        test_last=test,
+        test_chosen=test,
+    )

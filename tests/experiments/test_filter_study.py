@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from toy_task import made_up_run
 
 from entropy_optax.experiments import (
     comparison,
@@ -20,7 +21,6 @@ from entropy_optax.experiments import (
 from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.grid import configurations, with_fields
-from entropy_optax.experiments.runs import Run
 from entropy_optax.experiments.settings import SettingsError
 
 
@@ -108,23 +108,8 @@ class Fake:
             error += abs(getattr(group, "radius", 0.29) - 0.29)
             loss = 0.5 + 0.1 * abs(np.log(rate / 0.02))
             score = Score(error + seed / 1000, loss)
-            runs.append(
-                Run(
-                    optimizer=optimizer,
-                    seed=seed,
-                    gradients=settings.num_gradients,
-                    seconds=0.0,
-                    evaluation_seconds=0.0,
-                    compile_seconds=0.0,
-                    training_loss=0.1,
-                    curve=(),
-                    validation_last=score,
-                    chosen_gradients=0,
-                    validation_chosen=score,
-                    test_last=score if test else None,
-                    test_chosen=score if test else None,
-                )
-            )
+            tested = score if test else None
+            runs.append(made_up_run(optimizer, seed, settings, score, tested))
         return runs
 
 

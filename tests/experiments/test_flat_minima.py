@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from toy_task import made_up_run
 
 from entropy_optax.experiments import (
     ablation,
@@ -25,7 +26,6 @@ from entropy_optax.experiments.cli import main
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.grid import configurations
 from entropy_optax.experiments.hyperparameters import resolved
-from entropy_optax.experiments.runs import Run
 from entropy_optax.experiments.tasks import make_task
 
 SCENARIOS = tuple(flat_minima.SCENARIOS)
@@ -137,23 +137,7 @@ class Fake:
         for seed, settings in members:
             score = Score(landscape(optimizer, settings) + seed / 1000, 0.5)
             tested = score if test else None
-            runs.append(
-                Run(
-                    optimizer=optimizer,
-                    seed=seed,
-                    gradients=settings.num_gradients,
-                    seconds=0.0,
-                    evaluation_seconds=0.0,
-                    compile_seconds=0.0,
-                    training_loss=0.1,
-                    curve=(),
-                    validation_last=score,
-                    chosen_gradients=0,
-                    validation_chosen=score,
-                    test_last=tested,
-                    test_chosen=tested,
-                )
-            )
+            runs.append(made_up_run(optimizer, seed, settings, score, tested))
         return runs
 
 
