@@ -18,6 +18,7 @@ import pytest
 from toy import strict as strict
 
 import entropy_optax as eo
+from entropy_optax import measure
 
 MODES = pytest.mark.parametrize("opaque", [True, False], ids=["opaque", "single"])
 PLAIN = lambda k: k / (k + 1)
@@ -322,8 +323,17 @@ def test_filters_of_attention_embedding_and_lstm():
             exact = np.sqrt(np.mean(kernel**2, axis=0, keepdims=True))
             assert exact.shape == (1, 2, 3)
             np.testing.assert_allclose(scale["kernel"][...], exact, rtol=1e-6)
-            assert scale["bias"][...].shape == ()
+            assert scale["bias"][...].shape == (1, 1)
         assert found["out"]["kernel"][...].shape == (1, 1, 4)
+    # The instruments mean the same by a filter.
+    jax.tree.map(
+        lambda s, t, leaf: np.testing.assert_allclose(
+            s, jnp.broadcast_to(t, leaf.shape), rtol=1e-6
+        ),
+        measure.filter_scales(linen),
+        eo.filter_geometry()(linen),
+        linen,
+    )
     cell = nn.OptimizedLSTMCell(5)
     carry = cell.initialize_carry(jax.random.key(0), (1, 4))
     gates: Any = geometry(cell.init(jax.random.key(0), carry, jnp.ones((1, 4))))

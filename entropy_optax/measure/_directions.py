@@ -1,5 +1,6 @@
 """Directions and noise in units of a net's own filters."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from entropy_optax.measure._checks import MeasureError, check_params
 from entropy_optax.measure._objective import Params
+from entropy_optax.samplers._geometry import input_axes, leaf_names
 
 Axes = Mapping[str, int | None]
 """Which axis counts the filters, by a part of a leaf's name; None leaves it alone."""
@@ -20,8 +22,10 @@ def filter_normalized_direction(
 
     Of a normal draw g each filter becomes
     :math:`d_i = g_i \, \|w_i\| / \|g_i\|` (Li et al. 2018). A filter is what makes one
-    output: in Flax's kernels the slice at one index of the last axis. Leaves of fewer
-    than two axes, which are biases and the scales of norms, get zeros.
+    output: in Flax's kernels the slice at one index of the last axis, in the queries,
+    keys and values of attention at one of the last two, as
+    :func:`entropy_optax.filter_geometry` has it. Leaves of fewer than two axes, which
+    are biases and the scales of norms, get zeros.
 
     Rescaling: multiplying a whole layer's weights by a multiplies its part of d by a,
     so that the slice of a ReLU net is the same function of alpha before and after
@@ -55,17 +59,17 @@ def filter_normalized_direction(
       Li, Xu, Taylor, Studer, Goldstein, `Visualizing the loss landscape of neural nets
       <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
     """
-    which = _filter_axes(params, axes)
+    which = _inputs(params, axes)
     leaves, structure = jax.tree.flatten(params)
     out = []
-    for leaf, axis, one in zip(
+    for leaf, inputs, one in zip(
         leaves, which, jax.random.split(key, len(leaves)), strict=True
     ):
-        if axis is None:
+        if inputs is None:
             out.append(jnp.zeros_like(leaf))
         else:
             drawn = jax.random.normal(one, leaf.shape, leaf.dtype)
-            out.append(drawn * (_norms(leaf, axis) / _norms(drawn, axis)))
+            out.append(drawn * (_norms(leaf, inputs) / _norms(drawn, inputs)))
     return jax.tree.unflatten(structure, out)
 
 
@@ -94,48 +98,49 @@ def filter_scales(params: Params, *, axes: Axes | None = None) -> Params:
       {'kernel': Array([[3.535534 , 1.4142135],
              [3.535534 , 1.4142135]], dtype=float32)}
     """
-    which = _filter_axes(params, axes)
+    which = _inputs(params, axes)
     leaves, structure = jax.tree.flatten(params)
     out = []
-    for leaf, axis in zip(leaves, which, strict=True):
-        if axis is None:
+    for leaf, inputs in zip(leaves, which, strict=True):
+        if inputs is None:
             out.append(jnp.zeros_like(leaf))
         else:
-            per_weight = _norms(leaf, axis) / (leaf.size / leaf.shape[axis]) ** 0.5
+            count = math.prod(leaf.shape[i] for i in inputs)
+            per_weight = _norms(leaf, inputs) / count**0.5
             out.append(jnp.broadcast_to(per_weight, leaf.shape))
     return jax.tree.unflatten(structure, out)
 
 
-def _norms(leaf: jax.Array, axis: int) -> jax.Array:
-    others = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
-    return jnp.sqrt(jnp.sum(leaf**2, axis=others, keepdims=True))
+def _norms(leaf: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(leaf**2, axis=inputs, keepdims=True))
 
 
-def _filter_axes(params: Params, axes: Axes | None) -> list[int | None]:
+def _inputs(params: Params, axes: Axes | None) -> list[tuple[int, ...] | None]:
+    # The axes that each leaf's filters run along, None for a leaf without any.
     check_params(params)
     names, found = set(axes or {}), []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        place = jax.tree_util.keystr(path)
-        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        # The biases of attention have two axes, too.
-        filters = jnp.ndim(leaf) >= 2 and parts[-1] not in ("bias", "scale")
-        axis = -1 if filters else None
-        for name, wanted in (axes or {}).items():
-            if name in parts:
-                names.discard(name)
-                axis = wanted
-        if axis is not None and not -leaf.ndim <= axis < leaf.ndim:
-            raise MeasureError(
-                f"axes: {axis} for {place}, which has {leaf.ndim} axes, wanted one of"
-                " these or None"
-            )
-        found.append(axis)
+        parts = leaf_names(path)
+        inputs = input_axes(parts, leaf.ndim)
+        for name, axis in (axes or {}).items():
+            if name not in parts:
+                continue
+            names.discard(name)
+            if axis is not None and not -leaf.ndim <= axis < leaf.ndim:
+                raise MeasureError(
+                    f"axes: {axis} for {jax.tree_util.keystr(path)}, which has"
+                    f" {leaf.ndim} axes, wanted one of these or None"
+                )
+            inputs = None
+            if axis is not None:
+                inputs = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
+        found.append(inputs)
     if names:
         raise MeasureError(
             f"axes: no leaf has {sorted(names)} in its path; the leaves are"
             f" {[jax.tree_util.keystr(p) for p, _ in _leaves(params)]}"
         )
-    if all(axis is None for axis in found):
+    if all(inputs is None for inputs in found):
         raise MeasureError(
             "params: no leaf has filters: none has two axes or more, or `axes` leaves"
             " all of them alone"

@@ -84,7 +84,7 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
     def scale(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
-        inputs = _input_axes(_names(path), leaf.ndim)
+        inputs = input_axes(leaf_names(path), leaf.ndim)
         if inputs is None:
             return like_leaf(vectors, leaf) * _rms(leaf, range(leaf.ndim))
         return _rms(leaf, inputs)
@@ -95,14 +95,14 @@ def filter_geometry(vectors: float = 0.0) -> Geometry:
     )
 
 
-def _names(path: Any) -> list[str]:
+def leaf_names(path: Any) -> list[str]:
     """Return the names on the way to a leaf, without the attribute of nnx's Params."""
     if path[-1:] == (jax.tree_util.GetAttrKey("value"),):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
-def _input_axes(names: list[str], ndim: int) -> tuple[int, ...] | None:
+def input_axes(names: list[str], ndim: int) -> tuple[int, ...] | None:
     """Return the axes that a filter runs along, None for a leaf without filters."""
     # The biases of attention have two axes, too.
     if ndim < 2 or names[-1] in ("bias", "scale"):
