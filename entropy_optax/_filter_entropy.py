@@ -60,7 +60,8 @@ def filter_entropy_sgd(
       antithetic: see :func:`random_weight_perturbation`.
       noise: see :func:`random_weight_perturbation`.
       num_replicas: perturbations side by side, over a leading axis of the params; see
-        :func:`random_weight_perturbation`.
+        :func:`random_weight_perturbation`. Under ``optax.inject_hyperparams`` name it
+        in ``static_args``.
       key: typed PRNG key or integer seed; of its own in each branch of
         ``optax.partition``.
 

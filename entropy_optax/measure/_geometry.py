@@ -21,11 +21,11 @@ def in_geometry(f: Function, params: Params, geometry: Geometry) -> tuple[Any, P
     weights, so that it does not depend on how layers of ReLUs are scaled against each
     other.
 
-    - The Hessian of g is :math:`S^{1/2} H S^{1/2}` with :math:`S = \mathrm{diag}(s^2)`:
+    - The Hessian of g is :math:`D H D` with :math:`D = \mathrm{diag}(s)`:
       `dense_spectrum(g, y)`, `spectral_density(g, y, key=...)`, `traces(...)`.
     - Its local entropy, `local_entropy(g, y, gamma=T / r**2, temperature=T)`, is the
-      anisotropic one of f, with :math:`\exp(-\tfrac12 (x - x')^\top (r^2 S)^{-1} (x -
-      x'))` as its Gaussian.
+      anisotropic one of f, with :math:`\exp(-\tfrac12 (x - x')^\top S^{-1} (x - x'))`,
+      :math:`S = r^2 D^2`, as its Gaussian.
 
     Directions of scale 0, as biases have, are flat in g.
 
