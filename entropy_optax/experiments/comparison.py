@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from entropy_optax.experiments.grid import Grid, with_fields
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
 from entropy_optax.experiments.runs import Member, Run
-from entropy_optax.experiments.settings import Settings, metric
+from entropy_optax.experiments.settings import GROUPS, Settings, metric
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
@@ -64,6 +65,8 @@ def compare(
         for score in ((by, "loss") if also_by_loss and by == "error" else (by,))
     }
     memo = Memo(folder / "compare.part", list(choices.values()))
+    path = folder / "compare.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
     chosen = choices[by]
     runs: dict[str, dict[str, Any]] = {score: {} for score in choices}
     for score, own in choices.items():
@@ -72,6 +75,9 @@ def compare(
         for name in methods:
             if score != by and getattr(own, name) == getattr(chosen, name):
                 runs[score][name] = runs[by][name]
+                continue
+            if kept := _kept(before, own, name):
+                runs[score][name] = kept
                 continue
             find = functools.partial(_finish, experiment, name, groups)
             runs[score][name] = memo(f"{name} by {score}", find)
@@ -94,7 +100,7 @@ def compare(
     }
     if len(choices) > 1:
         content["by_loss"] = {"settings": choices["loss"], "runs": runs["loss"]}
-    write_json(folder / "compare.json", content)
+    write_json(path, content)
     memo.remove()
 
 
@@ -116,6 +122,21 @@ def _choose(grid: Grid, results: list[dict[str, Any]], by: str) -> Settings:
         best = tune_report.ranked(grid, results, name, by)[0]
         settings = with_fields(settings, name, best["hyperparameters"])
     return settings
+
+
+def _kept(record: dict[str, Any], own: Settings, name: str) -> Any:
+    # Of an earlier comparison, with fewer methods say; None if it had other settings.
+    if record.get("versions") != report.versions():
+        return None
+    new = report.to_json(own)
+    shared = lambda settings: {
+        k: v for k, v in settings.items() if k not in (*GROUPS, "optimizer")
+    }
+    for old in (record, record.get("by_loss", record)):
+        alike = shared(old["settings"]) == shared(new)
+        if alike and old["settings"].get(name) == new[name]:
+            return old["runs"].get(name)
+    return None
 
 
 def _finish(

@@ -23,6 +23,8 @@ STYLES = {
     "sam": ("#D55E00", "^"),
     "asam": ("#8B3A00", "h"),
     "ivon": ("#4D4D9A", "H"),
+    "muon": ("#5F7F00", "8"),
+    "filter_muon": ("#D4006A", "*"),
     "lookahead": ("#CC79A7", "v"),
     "ema": ("#56B4E9", "P"),
     "schedule_free": ("#B8A800", "X"),

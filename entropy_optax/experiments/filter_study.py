@@ -18,7 +18,9 @@ from entropy_optax.experiments.settings import Settings
 from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
-METHODS = ("sgd", "adam", "sam", "asam", "ema", "entropy_sgd", "filter_entropy")
+RIVALS = ("sgd", "adam", "sam", "asam", "ema", "entropy_sgd")
+# Muon was the best to have outside, by far, and is a rival of what is made of it.
+METHODS = (*RIVALS, "filter_entropy", "muon", "filter_muon")
 SCENARIOS: dict[str, dict[str, Any]] = {
     "500": {"num_train": 500},
     "1000": {"num_train": 1000},
@@ -71,11 +73,17 @@ _AXES |= {
         ("filter_entropy", _ladder(0.0125, 14)),
     )
 }
+_ADAMW = flat_minima._AXES["adam"]
+_MUON = {"weight_decay": _ADAMW["weight_decay"]}
+_AXES["muon"] = {"learning_rate": _RATES} | _MUON
+_AXES["filter_muon"] = _AXES["filter_entropy"] | _MUON
 _START = flat_minima._START | {"radius": 0.1}
 _OWN_START = {
     "adam": flat_minima._OWN_START["adam"],
     "asam": {"radius": 0.5},
     "filter_entropy": {"radius": 0.4},
+    "muon": {"learning_rate": 0.16, "weight_decay": 0.1},
+    "filter_muon": {"learning_rate": 0.04, "radius": 0.4, "weight_decay": 0.1},
 }
 # Where noise or a large step would drown what little can be learnt.
 _LSTM_RATES = [0.0025 * 2**k for k in range(4, 15)]
@@ -84,6 +92,8 @@ _LSTM_START: dict[str, dict[str, Any]] = {
     for name in METHODS
 }
 _LSTM_START["adam"] = {"learning_rate": 8e-3, "weight_decay": 0.0}
+_LSTM_START["muon"] = {"learning_rate": 0.04, "weight_decay": 0.0}
+_LSTM_START["filter_muon"] = _LSTM_START["muon"] | {"radius": 0.05}
 _LSTM_START["sam"] |= {"radius": 0.05}
 _LSTM_START["asam"] |= {"radius": 0.25}
 _LSTM_START["filter_entropy"] |= {"radius": 0.1}
@@ -122,10 +132,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "IVON: the spread is learnt": {},
 }
 _IVON = "IVON: the spread is learnt"
-_ADAMW = flat_minima._AXES["adam"]
 _ADAMW_START = {"learning_rate": 2e-3, "weight_decay": 0.1}
 _MUON_START = {"learning_rate": 0.02, "weight_decay": 0.1}
-_MUON = {"weight_decay": _ADAMW["weight_decay"]}
 # Forms are compared with one another alone, on finer steps.
 _FORM_AXES = _AXES["filter_entropy"] | {
     "radius": [
@@ -200,7 +208,7 @@ def make_grid(scenario: str, budget: int) -> Grid:
             # Of fewer outer steps a cosine is a few stairs that do not end near 0.
             most = settings.num_gradients // 30
             own["num_steps"] = [n for n in own["num_steps"] if n <= most]
-        if scenario == "char_lstm" and name != "adam":
+        if scenario == "char_lstm" and name not in ("adam", "muon", "filter_muon"):
             rate = "effective_rate" if name == "entropy_sgd" else "learning_rate"
             own[rate] = _LSTM_RATES
         values = _START | own_start.get(name, {})

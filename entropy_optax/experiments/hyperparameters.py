@@ -17,6 +17,8 @@ OptimizerName = Literal[
     "entropy_adam",
     "parle",
     "filter_entropy",
+    "filter_muon",
+    "muon",
     "ivon",
     "averaging_alone",
     "reset_alone",

@@ -22,6 +22,8 @@ LABELS = {
     "sam": "SAM",
     "asam": "ASAM",
     "ivon": "IVON",
+    "muon": "Muon",
+    "filter_muon": "Filter-Entropy-Muon",
     "lookahead": "Lookahead",
     "ema": "EMA of SGD",
     "schedule_free": "Schedule-Free",

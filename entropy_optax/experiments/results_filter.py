@@ -20,18 +20,12 @@ from entropy_optax.experiments.statistics import holm, paired_bootstrap
 from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
-OURS = "filter_entropy"
-_SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
-_FLATNESS = {
-    "training_loss": "loss",
-    "trace": "trace",
-    "largest": "largest eigenvalue",
-    "filter_trace": "trace, filters' units",
-    "filter_largest": "largest, filters' units",
-    "noise_0.1": "rise, noise 0.1",
-    "noise_0.3": "rise, noise 0.3",
-    "noise_0.5": "rise, noise 0.5",
+CONTENDERS = {
+    "filter_entropy": filter_study.RIVALS,
+    "filter_muon": (*filter_study.RIVALS, "muon"),
 }
+"""Ours, and whom each is compared with: the second has a rival more, its own Muon."""
+_SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
 
 
 def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
@@ -62,42 +56,6 @@ def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
     return found
 
 
-def forms(records: dict[str, Record]) -> str:
-    """The best configuration of each form, on validation images.
-
-    Args:
-      records: scenario to `forms.json`.
-
-    Returns:
-      One line for each form.
-    """
-    rows = []
-    first = next(iter(records.values()))
-    for i, form in enumerate(first["rows"]):
-        cells = [form["form"]]
-        for record in records.values():
-            best, left = record["rows"][i]["best"], len(record["rows"][i]["untried"])
-            point = best["hyperparameters"]
-            cells.append(mean_and_error(best["validation_error"], 2))
-            size = point["ess"] if "ess" in point else point["radius"]
-            cells.append(
-                f"{point['learning_rate']:g}, {size:g}, {point['weight_decay']:g}"
-                + (f" ({left} left)" if left else "")
-            )
-        rows.append(cells)
-    header = ["form"]
-    for name in records:
-        header += [f"{name}, validation error %", "rate, radius, decay"]
-    count, n = first["rows"][0]["configurations"], len(first["settings"]["seeds"])
-    return (
-        markdown(header, rows)
-        + f"\n\nThe best of {count} configurations of each form, over rate, radius and"
-        + f" decay; mean ± standard error over {n} tuning seeds. In brackets how many"
-        + " neighbours of it were left untried. IVON has an effective sample size in"
-        + " place of a radius."
-    )
-
-
 def compare(records: dict[str, Record]) -> str:
     """Test errors and likelihoods of all methods in all scenarios.
 
@@ -115,6 +73,9 @@ def compare(records: dict[str, Record]) -> str:
             cells = []
             for name in names:
                 record = records[name]
+                if method not in record["runs"]:
+                    cells.append("")
+                    continue
                 means = {m: _mean(record, m, score) for m in record["runs"]}
                 values = _values(record, method, score)
                 cell = mean_and_error(values, 2 if score == "test_error" else 3)
@@ -134,7 +95,7 @@ def compare(records: dict[str, Record]) -> str:
 
 
 def comparisons(records: dict[str, Record]) -> str:
-    """Ours against each of the others, paired; and the goal.
+    """Ours against each of its rivals, paired; and the goal.
 
     Args:
       records: scenario to `compare.json`.
@@ -143,64 +104,29 @@ def comparisons(records: dict[str, Record]) -> str:
       Differences with 95 % intervals and p-values, adjusted over each column.
     """
     tables = []
-    for score, title in _SCORES.items():
-        names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
-        columns = [against(*_pairs(records[name], score)) for name in names]
-        if names:
-            rivals = [m for m in filter_study.METHODS if m != OURS]
-            rows = [
-                [LABELS[m], *(c.get(m, "all lost") for c in columns)] for m in rivals
+    for ours, rivals in CONTENDERS.items():
+        for score, title in _SCORES.items():
+            names = [
+                name
+                for name, record in records.items()
+                if ours in record["runs"]
+                and (score == "test_loss" or not _text(record))
             ]
-            header = [f"{LABELS[OURS]} minus, {title}", *names]
-            tables.append(markdown(header, rows))
-    won, surer = (
-        [name for name, record in records.items() if _wins(record, level)]
-        for level in (0.01, 0.005)
-    )
-    worse = [name for name, record in records.items() if _worse_than_sgd(record)]
+            columns = [against(*_pairs(records[n], ours, score)) for n in names]
+            rows = [
+                [LABELS[m], *(column.get(m, "all lost") for column in columns)]
+                for m in rivals
+            ]
+            if names:
+                header = [f"{LABELS[ours]} minus, {title}", *names]
+                tables.append(markdown(header, rows))
     return (
         "\n\n".join(tables)
         + "\n\nMean paired difference, its 95 % interval, and the p-value by Holm's"
         + " method over the rivals of the column; bold below .05. A rival's lost run"
         + " counts as its worst that was not.\n\n"
-        + "Best test error or likelihood, p < .01 against every rival, in"
-        + f" {len(won)} of {len(records)}: {', '.join(won) or 'none'}. (With two"
-        + " chances, images at p < .005:"
-        + f" {len(surer)}: {', '.join(surer) or 'none'}.) More than one standard error"
-        + " worse than SGD, in the error of images or the likelihood of text:"
-        + f" {', '.join(worse) or 'none'}."
-    )
-
-
-def flatness(records: dict[str, Record]) -> str:
-    """How flat the ends of the tuned methods are, beside their error.
-
-    Args:
-      records: scenario to `flatness.json`.
-
-    Returns:
-      A table for each scenario.
-    """
-    tables = []
-    for name, record in records.items():
-        rows = []
-        for method in filter_study.METHODS:
-            own = [row for row in record["rows"] if row["method"] == method]
-            if not own:
-                continue
-            cells = [mean_and_error([row["test_error"] for row in own], 2)]
-            cells += [_number(floats([row[key] for row in own])) for key in _FLATNESS]
-            rows.append([LABELS[method], *cells])
-        tables.append(markdown([f"{name}", "test error %", *_FLATNESS.values()], rows))
-    record = next(iter(records.values()))
-    n = len({row["seed"] for row in record["rows"]})
-    return (
-        "\n\n".join(tables)
-        + f"\n\nMean ± standard error over {n} seeds. Of the cross-entropy of the first"
-        + f" {record['num_examples']} training images, without decay: trace and largest"
-        + " eigenvalue of its Hessian, also in units of the filters, and its rise under"
-        + " Gaussian noise of so many times each filter's size."
-    )
+        + "\n\n".join(_goal(records, ours) for ours in CONTENDERS)
+    ).strip()
 
 
 def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
@@ -219,6 +145,8 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     for i, method in enumerate(filter_study.METHODS):
         colour, marker = STYLES[method]
         for x, record in enumerate(records.values()):
+            if method not in record["runs"]:
+                continue
             score = "test_loss" if _text(record) else "test_error"
             ended = np.asarray(_values(record, method, score))[~_lost(record, method)]
             if not len(ended):
@@ -232,50 +160,72 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
                 marker=marker,
                 capsize=2,
                 linestyle="none",
-                label=LABELS[method] if x == 0 else None,
+                label=LABELS[method],
             )
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(records)), list(records))
     axes.set_ylabel("test error (text: nats) relative to SGD's mean")
     axes.grid(visible=True, axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    each = dict(zip(labels, handles, strict=True))
+    figure.legend(each.values(), each, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _wins(record: Record, level: float) -> bool:
+def _goal(records: dict[str, Record], ours: str) -> str:
+    own = {name: r for name, r in records.items() if ours in r["runs"]}
+    if not own:
+        return ""
+    won, surer = (
+        [name for name, record in own.items() if _wins(record, ours, level)]
+        for level in (0.01, 0.005)
+    )
+    worse = [name for name, record in own.items() if _worse_than_sgd(record, ours)]
+    return (
+        f"{LABELS[ours]} has the best test error or likelihood, p < .01 against every"
+        f" rival, in {len(won)} of {len(own)}: {', '.join(won) or 'none'}. (With two"
+        f" chances, images at p < .005: {len(surer)}: {', '.join(surer) or 'none'}.)"
+        " More than one standard error worse than SGD, in the error of images or the"
+        f" likelihood of text: {', '.join(worse) or 'none'}."
+    )
+
+
+def _wins(record: Record, ours: str, level: float) -> bool:
     # Best, and p below the level against every rival, in error or in likelihood.
     scores = ("test_loss",) if _text(record) else tuple(_SCORES)
     level = 0.01 if _text(record) else level
     for score in scores:
-        ours, rivals = _pairs(record, score)
-        if not np.all(np.isfinite(ours)):
+        values, rivals = _pairs(record, ours, score)
+        if not np.all(np.isfinite(values)):
             continue
-        found = [paired_bootstrap(ours, values) for values in rivals.values()]
+        found = [paired_bootstrap(values, theirs) for theirs in rivals.values()]
         adjusted = holm([c.p_value for c in found])
         if all(c.difference < 0 for c in found) and max(adjusted) < level:
             return True
     return False
 
 
-def _worse_than_sgd(record: Record) -> bool:
+def _worse_than_sgd(record: Record, ours: str) -> bool:
     score = "test_loss" if _text(record) else "test_error"
-    gap = np.subtract(_values(record, OURS, score), _values(record, "sgd", score))
+    gap = np.subtract(_values(record, ours, score), _values(record, "sgd", score))
     # One that is not finite is worse.
     return not gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap))
 
 
-def _pairs(record: Record, score: str) -> tuple[list[float], dict[str, list[float]]]:
+def _pairs(
+    record: Record, ours: str, score: str
+) -> tuple[list[float], dict[str, list[float]]]:
     # One lost run has the spread of all the others together, and would make a rival's
     # failure its best defence: it counts as that rival's worst that was not lost.
     rivals = {}
-    for method in filter_study.METHODS:
+    for method in CONTENDERS[ours]:
         lost = _lost(record, method)
-        if method != OURS and not np.all(lost):
+        if not np.all(lost):
             values = np.asarray(_values(record, method, score))
             rivals[method] = np.where(lost, values[~lost].max(), values).tolist()
-    return _values(record, OURS, score), rivals
+    return _values(record, ours, score), rivals
 
 
 def _lost(record: Record, method: str) -> np.ndarray:
@@ -294,7 +244,3 @@ def _values(record: Record, method: str, score: str) -> list[float]:
 
 def _mean(record: Record, method: str, score: str) -> float:
     return float(np.mean(_values(record, method, score)))
-
-
-def _number(values: list[float]) -> str:
-    return f"{np.mean(values):.3g} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1g}"

@@ -14,6 +14,7 @@ from entropy_optax.experiments import (
     report,
     results_figures,
     results_filter,
+    results_filter_forms,
     results_landscape,
     results_measure,
     results_replicas,
@@ -45,12 +46,12 @@ GEOMETRY: dict[str, Callable[[Any], str]] = {
 REPLICAS: dict[str, Callable[[Any], str]] = {"replicas": results_replicas.table}
 
 FILTERS: dict[str, Callable[[Any], str]] = {
-    "filter_forms": results_filter.forms,
+    "filter_forms": results_filter_forms.forms,
     "filter_compare": results_filter.compare,
     "filter_against": results_filter.comparisons,
     "filter_loss_compare": results_filter.compare,
     "filter_loss_against": results_filter.comparisons,
-    "filter_flatness": results_filter.flatness,
+    "filter_flatness": results_filter_forms.flatness,
 }
 
 PAGES = {

@@ -126,6 +126,8 @@ class Settings:
     )
     parle: ParleSettings = ParleSettings()
     filter_entropy: FilterEntropySettings = FilterEntropySettings()
+    filter_muon: FilterEntropySettings = FilterEntropySettings(outer="muon")
+    muon: FilterEntropySettings = FilterEntropySettings(outer="muon", radius=0.0)
     ivon: IVONSettings = IVONSettings()
     averaging_alone: EntropySGDSettings = EntropySGDSettings(gamma=0.0, temperature=0.0)
     """Control: Entropy-SGD without its pull and noise."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from entropy_optax.experiments import (
     image_task,
     models,
     results_filter,
+    results_filter_forms,
     study,
 )
 from entropy_optax.experiments.checks import check
@@ -94,12 +95,14 @@ class Fake:
     """An Experiment whose errors are least at a radius of 0.29 and a rate of 0.04."""
 
     calls = 0
+    seen: ClassVar[list[str]] = []
 
     def __init__(self, settings, task):
         pass
 
     def run_together(self, optimizer, members, *, test=True):
         Fake.calls += 1
+        Fake.seen.append(optimizer)
         runs = []
         for seed, settings in members:
             group = getattr(settings, optimizer)
@@ -133,7 +136,7 @@ def test_the_search_of_the_forms(monkeypatch, tmp_path):
     before = Fake.calls
     assert study.run("filter_forms", ["500"], tmp_path, "it", quiet()) == 0
     assert Fake.calls == before
-    table = results_filter.forms({"500": record})
+    table = results_filter_forms.forms({"500": record})
     assert "| per leaf | 10.11 ± 0.00 | 0.04, 0.3, 0" in table
 
 
@@ -161,6 +164,16 @@ def test_the_comparison(monkeypatch, tmp_path):
         )
         assert losses == [pytest.approx(0.5)] * 10
         assert others == [pytest.approx(0.5 + 0.1 * np.log(2))] * 10
+    # With a method more only that one is run.
+    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy", "muon"))
+    names = []
+    monkeypatch.setattr(Fake, "seen", names)
+    filter_study.compare("500", tmp_path, "it", quiet())
+    again = read(tmp_path / "500" / "compare.json")
+    assert set(names) == {"muon"}
+    assert set(again["runs"]) == {"sgd", "filter_entropy", "muon"}
+    assert again["runs"]["sgd"] == record["runs"]["sgd"]
+    assert again["by_loss"]["runs"]["sgd"] == by_loss["runs"]["sgd"]
 
 
 def compared(
@@ -203,8 +216,13 @@ def test_tables_and_the_goal():
     assert ours.startswith("| Filter-Entropy-SGD | **9.")
     assert "± 0.01** |" in ours
     said = results_filter.comparisons(records)
-    assert "in 2 of 4: 500, char_lstm." in said
-    assert said.endswith("likelihood of text: 5000.")
+    ours, with_muon = said.splitlines()[-3::2]
+    assert ours.startswith("Filter-Entropy-SGD has the best")
+    assert "in 2 of 4: 500, char_lstm." in ours
+    assert ours.endswith("likelihood of text: 5000.")
+    assert with_muon.startswith("Filter-Entropy-Muon has the best")
+    assert "in 0 of 4: none." in with_muon
+    assert with_muon.endswith("likelihood of text: none.")
     assert "**-1.00 [" in said
     assert "p < .001**" in said
 
@@ -246,7 +264,20 @@ def test_our_own_lost_runs_stay():
     said = results_filter.comparisons({"500": found})
     assert "| SAM | ours not finite |" in said
     assert "in 0 of 1: none." in said
-    assert said.endswith("likelihood of text: 500.")
+    assert "likelihood of text: 500.\n" in said
+
+
+def test_scenarios_that_were_compared_without_muon():
+    found = compared({"filter_entropy": -1.0}, loss=1.0)
+    for name in ("muon", "filter_muon"):
+        del found["runs"][name]
+    assert "| Muon |  |" in results_filter.compare({"500": found})
+    said = results_filter.comparisons({"500": found})
+    assert "Muon" not in said
+    both = {"500": found, "1000": compared({"filter_muon": -1.0})}
+    said = results_filter.comparisons(both)
+    assert "| Filter-Entropy-Muon minus, test error, % | 1000 |" in said
+    assert "in 1 of 1: 1000." in said
 
 
 def test_records_are_read_by_scenario(tmp_path):
@@ -291,4 +322,4 @@ def test_flatness_of_the_ends(monkeypatch, tmp_path, make_tiny):
         assert 0 < row["filter_largest"] < row["filter_trace"] * 2
         assert row["largest"] > 0
         assert row["noise_0.5"] > row["noise_0.1"]
-    assert "| Filter-Entropy-SGD |" in results_filter.flatness({"500": record})
+    assert "| Filter-Entropy-SGD |" in results_filter_forms.flatness({"500": record})
