@@ -51,7 +51,14 @@ def check(settings: Settings) -> None:
                 f"{_flag(name)}: got {getattr(settings, name)}, wanted a multiple of"
                 f" --report-every {settings.report_every}"
             )
-    check_filter_entropy(settings.filter_entropy)
+    for name in GROUPS:
+        own_group = getattr(settings, name)
+        if isinstance(own_group, FilterEntropySettings):
+            check_filter_entropy(_flag(name), own_group)
+    if settings.muon.outer != "muon" or settings.muon.radius:
+        raise SettingsError("--muon: wanted outer muon and radius 0, it is a control")
+    if not settings.ivon.ess > 0 or not settings.ivon.curvature > 0:
+        raise SettingsError("--ivon: wanted ess and curvature above 0")
     for name in settings.optimizer:
         mesh_shape(settings, name)
         if "lstm" in settings.model:
@@ -101,10 +108,11 @@ def check(settings: Settings) -> None:
             )
 
 
-def check_filter_entropy(group: FilterEntropySettings) -> None:
+def check_filter_entropy(flag: str, group: FilterEntropySettings) -> None:
     """Refuses forms of the method that do not exist, and would be another one.
 
     Args:
+      flag: of the optimizer.
       group: its settings.
 
     Raises:
@@ -113,25 +121,25 @@ def check_filter_entropy(group: FilterEntropySettings) -> None:
     for name in ("splits", "perturbations"):
         if getattr(group, name) < 1:
             raise SettingsError(
-                f"--filter-entropy.{name}: got {getattr(group, name)}, wanted 1 or more"
+                f"{flag}.{name}: got {getattr(group, name)}, wanted 1 or more"
             )
     if group.antithetic and group.splits > 1 and group.splits % 2:
         raise SettingsError(
-            f"--filter-entropy.splits: got {group.splits}, wanted an even number of"
+            f"{flag}.splits: got {group.splits}, wanted an even number of"
             " antithetic parts"
         )
     if group.num_steps == 1:
         return
     if group.antithetic or group.splits > 1 or group.perturbations > 1:
         raise SettingsError(
-            f"--filter-entropy.num-steps: got {group.num_steps}, wanted 1 with"
+            f"{flag}.num-steps: got {group.num_steps}, wanted 1 with"
             " antithetic, splits or perturbations: Langevin dynamics has none of these"
         )
     for name in ("radius", "radius_end", "temperature"):
         if not getattr(group, name) > 0:
-            flag = name.replace("_", "-")
             raise SettingsError(
-                f"--filter-entropy.{flag}: got 0, wanted more for Langevin dynamics"
+                f"{flag}.{name.replace('_', '-')}: got 0, wanted more for Langevin"
+                " dynamics"
             )
 
 

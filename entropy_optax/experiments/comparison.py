@@ -78,28 +78,17 @@ def compare(
                 continue
             if kept := _kept(before, own, name):
                 runs[score][name] = kept
+                console.print(f"{scenario}: {name} by {score} as before")
                 continue
             find = functools.partial(_finish, experiment, name, groups)
             runs[score][name] = memo(f"{name} by {score}", find)
             values = report.estimate([r[f"test_{score}"] for r in runs[score][name]])
             unit = "nats" if score == "loss" else "%"
             console.print(f"{scenario}: {name} test {score} {values} {unit}")
-    ends = {
-        name: tune_report.edges(
-            grid, name, {"hyperparameters": dataclasses.asdict(getattr(chosen, name))}
-        )
-        for name in methods
-    }
-    content = {
-        "scenario": scenario,
-        "settings": chosen,
-        "budget": budget,
-        "unsettled": left,
-        "on_edge": {name: axes for name, axes in ends.items() if axes},
-        "runs": runs[by],
-    }
+    content = {"scenario": scenario, "budget": budget}
+    content |= _outcome(grid, results, chosen, runs[by])
     if len(choices) > 1:
-        content["by_loss"] = {"settings": choices["loss"], "runs": runs["loss"]}
+        content["by_loss"] = _outcome(grid, results, choices["loss"], runs["loss"])
     write_json(path, content)
     memo.remove()
 
@@ -116,6 +105,32 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     report.replace_json(path, content)
 
 
+def _outcome(
+    grid: Grid, results: list[dict[str, Any]], chosen: Settings, runs: dict[str, Any]
+) -> dict[str, Any]:
+    tried = {
+        name: [e["hyperparameters"] for e in tune_report.ranked(grid, results, name)]
+        for name in grid.axes
+    }
+    best = {name: dataclasses.asdict(getattr(chosen, name)) for name in grid.axes}
+    ends = {
+        name: tune_report.edges(grid, name, {"hyperparameters": point})
+        for name, point in best.items()
+    }
+    return {
+        "settings": chosen,
+        "unsettled": [
+            name
+            for name, point in best.items()
+            if any(
+                n not in tried[name] for n in tune_report.neighbours(grid, name, point)
+            )
+        ],
+        "on_edge": {name: axes for name, axes in ends.items() if axes},
+        "runs": runs,
+    }
+
+
 def _choose(grid: Grid, results: list[dict[str, Any]], by: str) -> Settings:
     settings = dataclasses.replace(grid.settings, seeds=grid.preset_seeds)
     for name in grid.axes:
@@ -126,7 +141,8 @@ def _choose(grid: Grid, results: list[dict[str, Any]], by: str) -> Settings:
 
 def _kept(record: dict[str, Any], own: Settings, name: str) -> Any:
     # Of an earlier comparison, with fewer methods say; None if it had other settings.
-    if record.get("versions") != report.versions():
+    here = {"versions": report.versions(), "machine": report.to_json(report.machine())}
+    if any(record.get(name) != value for name, value in here.items()):
         return None
     new = report.to_json(own)
     shared = lambda settings: {

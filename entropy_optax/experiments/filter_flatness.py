@@ -39,14 +39,16 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
     path = out / scenario / "compare.json"
     if not path.exists():
         raise SettingsError(f"{path}: not found; run `--part filter_compare` first")
-    settings = from_dict(Settings, json.loads(path.read_text())["settings"])
+    compared = json.loads(path.read_text())
+    settings = from_dict(Settings, compared["settings"])
     settings = dataclasses.replace(settings, seeds=SEEDS)
     task = make_task(settings)
     experiment = Experiment(settings, task)
     basis = (settings, NUM_EXAMPLES, NUM_PROBES, NOISES)
     memo = Memo(out / scenario / "flatness.part", basis)
     rows = []
-    for method in filter_study.METHODS:
+    # Of the order of the tables; a method that was not tuned is not measured.
+    for method in (m for m in filter_study.METHODS if m in compared["runs"]):
         for seed in SEEDS:
             find = functools.partial(_measured, experiment, task, method, seed)
             rows.append({"method": method, "seed": seed})

@@ -40,7 +40,10 @@ def outer_optimizer(
         tx = optax.adamw(schedule, group.momentum, weight_decay=weight_decay)
     else:
         tx = optax.contrib.muon(
-            schedule, weight_decay=weight_decay, adam_weight_decay=weight_decay
+            schedule,
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrices,
         )
     if group.average_decay:
         tx = averaging.average_iterates(tx, group.average_decay)
@@ -130,6 +133,18 @@ def ascend_adaptively(radius: Any, eta: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda t, g: -radius * t * g / norm, scales, scaled)
 
     return optax.stateless(update)
+
+
+def _matrices(params: Any) -> Any:
+    # A convolution is the matrix from its window to its channels; biases are Adam's.
+    return jax.tree.map(
+        lambda leaf: (
+            optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), -1)
+            if leaf.ndim > 1
+            else None
+        ),
+        params,
+    )
 
 
 def _changing(radius: Any, end: float, num_gradients: int) -> optax.Schedule:

@@ -25,6 +25,7 @@ CONTENDERS = {
     "filter_muon": (*filter_study.RIVALS, "muon"),
 }
 """Ours, and whom each is compared with: the second has a rival more, its own Muon."""
+MOST_LOST = 2
 _SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
 
 
@@ -114,7 +115,7 @@ def comparisons(records: dict[str, Record]) -> str:
             ]
             columns = [against(*_pairs(records[n], ours, score)) for n in names]
             rows = [
-                [LABELS[m], *(column.get(m, "all lost") for column in columns)]
+                [LABELS[m], *(column.get(m, "too many lost") for column in columns)]
                 for m in rivals
             ]
             if names:
@@ -124,7 +125,8 @@ def comparisons(records: dict[str, Record]) -> str:
         "\n\n".join(tables)
         + "\n\nMean paired difference, its 95 % interval, and the p-value by Holm's"
         + " method over the rivals of the column; bold below .05. A rival's lost run"
-        + " counts as its worst that was not.\n\n"
+        + f" counts as its worst that was not; a rival with more than {MOST_LOST} of"
+        + " them is not compared.\n\n"
         + "\n\n".join(_goal(records, ours) for ours in CONTENDERS)
     ).strip()
 
@@ -151,7 +153,8 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
             ended = np.asarray(_values(record, method, score))[~_lost(record, method)]
             if not len(ended):
                 continue
-            ratio = ended / _mean(record, "sgd", score)
+            sgd = np.asarray(_values(record, "sgd", score))[~_lost(record, "sgd")]
+            ratio = ended / sgd.mean()
             axes.errorbar(
                 x + (i - (count - 1) / 2) * 0.8 / count,
                 ratio.mean(),
@@ -184,9 +187,10 @@ def _goal(records: dict[str, Record], ours: str) -> str:
     )
     worse = [name for name, record in own.items() if _worse_than_sgd(record, ours)]
     return (
-        f"{LABELS[ours]} has the best test error or likelihood, p < .01 against every"
-        f" rival, in {len(won)} of {len(own)}: {', '.join(won) or 'none'}. (With two"
-        f" chances, images at p < .005: {len(surer)}: {', '.join(surer) or 'none'}.)"
+        f"{LABELS[ours]} has a better test error or likelihood, p < .01 against each of"
+        f" its rivals, in {len(won)} of {len(own)}: {', '.join(won) or 'none'}. (With"
+        " two chances, images at p < .005:"
+        f" {len(surer)}: {', '.join(surer) or 'none'}.)"
         " More than one standard error worse than SGD, in the error of images or the"
         f" likelihood of text: {', '.join(worse) or 'none'}."
     )
@@ -208,8 +212,12 @@ def _wins(record: Record, ours: str, level: float) -> bool:
 
 
 def _worse_than_sgd(record: Record, ours: str) -> bool:
-    score = "test_loss" if _text(record) else "test_error"
-    gap = np.subtract(_values(record, ours, score), _values(record, "sgd", score))
+    values, rivals = _pairs(
+        record, ours, "test_loss" if _text(record) else "test_error"
+    )
+    if "sgd" not in rivals:
+        return False
+    gap = np.subtract(values, rivals["sgd"])
     # One that is not finite is worse.
     return not gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap))
 
@@ -218,12 +226,13 @@ def _pairs(
     record: Record, ours: str, score: str
 ) -> tuple[list[float], dict[str, list[float]]]:
     # One lost run has the spread of all the others together, and would make a rival's
-    # failure its best defence: it counts as that rival's worst that was not lost.
+    # failure its best defence: it counts as that rival's worst that was not lost. More
+    # than two of ten would make the rest too much alike, and are not compared.
     rivals = {}
     for method in CONTENDERS[ours]:
-        lost = _lost(record, method)
-        if not np.all(lost):
-            values = np.asarray(_values(record, method, score))
+        values = np.asarray(_values(record, method, score))
+        lost = _lost(record, method) | ~np.isfinite(values)
+        if np.sum(lost) <= MOST_LOST:
             rivals[method] = np.where(lost, values[~lost].max(), values).tolist()
     return _values(record, ours, score), rivals
 

@@ -1,5 +1,6 @@
 """The command `study`: the parts of the comparison, and of the measured geometry."""
 
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -104,7 +105,7 @@ def run(
         own = matched_loss.SYSTEMS if part == "valleys" else _SCENARIOS.get(part, ())
         for scenario in scenarios or own:
             record = _record(part, scenario, out)
-            if record.exists():
+            if record.exists() and not _lacks_methods(part, record):
                 console.print(f"Done before: {record}", soft_wrap=True, highlight=False)
             elif part in _COMPARISONS:
                 _COMPARISONS[part](scenario, out, command, console)
@@ -114,6 +115,15 @@ def run(
         console.print("Stopped. The same command goes on; what is found is kept.")
         return 130
     return 0
+
+
+def _lacks_methods(part: str, record: pathlib.Path) -> bool:
+    # A comparison, or its flatness, goes on when methods have been added to it.
+    if part not in ("filter_compare", "filter_flatness"):
+        return False
+    content = json.loads(record.read_text())
+    done = content.get("runs") or {row["method"] for row in content["rows"]}
+    return not set(filter_study.METHODS) <= set(done)
 
 
 def _record(part: str, scenario: str, out: pathlib.Path) -> pathlib.Path:

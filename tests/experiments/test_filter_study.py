@@ -81,6 +81,22 @@ def test_forms_that_do_not_exist_are_refused(fields, message):
     settings = with_fields(filter_study.base_settings("500"), "filter_entropy", fields)
     with pytest.raises(SettingsError, match=message):
         check(settings)
+    settings = with_fields(filter_study.base_settings("500"), "filter_muon", fields)
+    message = message.replace("filter-entropy", "filter-muon")
+    with pytest.raises(SettingsError, match=message):
+        check(settings)
+
+
+def test_controls_and_rivals_that_do_not_exist_are_refused():
+    base = filter_study.base_settings("500")
+    for name, fields in (
+        ("muon", {"radius": 0.1}),
+        ("muon", {"outer": "sgd"}),
+        ("ivon", {"ess": 0.0}),
+        ("ivon", {"curvature": 0.0}),
+    ):
+        with pytest.raises(SettingsError, match=f"--{name}: wanted"):
+            check(with_fields(base, name, fields))
 
 
 def test_unknown_scenarios_are_refused(tmp_path):
@@ -168,7 +184,7 @@ def test_the_comparison(monkeypatch, tmp_path):
     monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy", "muon"))
     names = []
     monkeypatch.setattr(Fake, "seen", names)
-    filter_study.compare("500", tmp_path, "it", quiet())
+    assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
     again = read(tmp_path / "500" / "compare.json")
     assert set(names) == {"muon"}
     assert set(again["runs"]) == {"sgd", "filter_entropy", "muon"}
@@ -217,10 +233,10 @@ def test_tables_and_the_goal():
     assert "± 0.01** |" in ours
     said = results_filter.comparisons(records)
     ours, with_muon = said.splitlines()[-3::2]
-    assert ours.startswith("Filter-Entropy-SGD has the best")
+    assert ours.startswith("Filter-Entropy-SGD has a better")
     assert "in 2 of 4: 500, char_lstm." in ours
     assert ours.endswith("likelihood of text: 5000.")
-    assert with_muon.startswith("Filter-Entropy-Muon has the best")
+    assert with_muon.startswith("Filter-Entropy-Muon has a better")
     assert "in 0 of 4: none." in with_muon
     assert with_muon.endswith("likelihood of text: none.")
     assert "**-1.00 [" in said
@@ -245,6 +261,9 @@ def test_a_lost_run_of_a_rival_neither_wins_nor_spoils_the_comparison():
     """Its spread alone would be that of all the others, and the p-value near .4."""
     found = compared({"filter_entropy": -1.0}, loss=1.0)
     found["runs"]["sam"][3] |= {"test_error": 90.0, "test_loss": None}
+    found["runs"]["sgd"][0] |= {"test_error": 90.0, "test_loss": None}
+    for i in range(3):
+        found["runs"]["ema"][i] |= {"test_error": 90.0, "test_loss": None}
     found["runs"]["adam"] = [
         run | {"test_error": 90.0, "test_loss": None} for run in found["runs"]["adam"]
     ]
@@ -253,9 +272,11 @@ def test_a_lost_run_of_a_rival_neither_wins_nor_spoils_the_comparison():
     assert "| SAM | not finite (1 lost) |" in results_filter.compare(records)
     said = results_filter.comparisons(records)
     assert "| SAM | **-1.00 [-1.0" in said
-    assert "| Adam | all lost |" in said
+    assert "| Adam | too many lost |" in said
+    assert "| EMA of SGD | too many lost |" in said
     assert "in 1 of 1: 500." in said
     assert "images at p < .005: 1: 500.)" in said
+    assert "likelihood of text: none." in said.splitlines()[-3]
 
 
 def test_our_own_lost_runs_stay():
@@ -309,7 +330,7 @@ def test_flatness_of_the_ends(monkeypatch, tmp_path, make_tiny):
         "evaluate_every": 40,
     }
     (tmp_path / "500").mkdir()
-    content = json.dumps({"settings": settings})
+    content = json.dumps({"settings": settings, "runs": {"filter_entropy": []}})
     (tmp_path / "500" / "compare.json").write_text(content)
     assert study.run("filter_flatness", ["500"], tmp_path, "it", quiet()) == 0
     record = read(tmp_path / "500" / "flatness.json")
