@@ -71,6 +71,8 @@ def compare(records: dict[str, Record]) -> str:
         names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
         rows = []
         for method in filter_study.METHODS:
+            if not any(method in record["runs"] for record in records.values()):
+                continue
             cells = []
             for name in names:
                 record = records[name]

@@ -292,10 +292,11 @@ def test_scenarios_that_were_compared_without_muon():
     found = compared({"filter_entropy": -1.0}, loss=1.0)
     for name in ("muon", "filter_muon"):
         del found["runs"][name]
-    assert "| Muon |  |" in results_filter.compare({"500": found})
+    assert "Muon" not in results_filter.compare({"500": found})
     said = results_filter.comparisons({"500": found})
     assert "Muon" not in said
     both = {"500": found, "1000": compared({"filter_muon": -1.0})}
+    assert "| Muon |  | 10." in results_filter.compare(both)
     said = results_filter.comparisons(both)
     assert "| Filter-Entropy-Muon minus, test error, % | 1000 |" in said
     assert "in 1 of 1: 1000." in said
