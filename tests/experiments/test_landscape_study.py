@@ -35,6 +35,7 @@ def measured(tmp_path_factory):
     return out, json.loads((out / "landscape.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_lowest_point_moves_to_the_wide_valley(measured):
     _, record = measured
     lowest = record["one_dimension"]["lowest"]
@@ -43,6 +44,7 @@ def test_the_lowest_point_moves_to_the_wide_valley(measured):
     assert 600 < lowest["-F, gamma 5e-05"] < 700
 
 
+@pytest.mark.slow
 def test_every_run_ends_somewhere(measured):
     _, record = measured
     plane = record["two_dimensions"]
@@ -55,6 +57,7 @@ def test_every_run_ends_somewhere(measured):
         assert row["wide"]["low"] <= row["wide"]["share"] <= row["wide"]["high"]
 
 
+@pytest.mark.slow
 def test_figures_and_table(measured):
     out, record = measured
     names = {path.stem for path in out.glob("*.png")}
@@ -73,11 +76,13 @@ def test_figures_and_table(measured):
     assert f"{100 * wide['share']:.1f} [" in table
 
 
+@pytest.mark.slow
 def test_the_command_finds_its_record(measured, capsys):
     assert study.run("landscape", [], measured[0].parent, "it", Console()) == 0
     assert capsys.readouterr().out.startswith("Done before: ")
 
 
+@pytest.mark.slow
 def test_nets_are_told_apart_by_their_sharpness(measured):
     _, record = measured
     numbers = record["nets"]["numbers"]

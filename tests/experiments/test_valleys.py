@@ -157,6 +157,7 @@ def test_sign_test():
     assert statistics.sign_test([1], [1]) == (0, 0, 1.0)
 
 
+@pytest.mark.slow
 def test_valleys_end_to_end(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"
