@@ -86,9 +86,13 @@ def compare(
             unit = "nats" if score == "loss" else "%"
             console.print(f"{scenario}: {name} test {score} {values} {unit}")
     content = {"scenario": scenario, "budget": budget}
-    content |= _outcome(grid, results, chosen, runs[by])
-    if len(choices) > 1:
-        content["by_loss"] = _outcome(grid, results, choices["loss"], runs["loss"])
+    outcomes = {
+        score: _outcome(grid, results, score, own, runs[score])
+        for score, own in choices.items()
+    }
+    content |= outcomes.pop(by)
+    if outcomes:
+        content["by_loss"] = outcomes["loss"]
     write_json(path, content)
     memo.remove()
 
@@ -106,27 +110,20 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def _outcome(
-    grid: Grid, results: list[dict[str, Any]], chosen: Settings, runs: dict[str, Any]
+    grid: Grid, results: list[dict[str, Any]], by: str, chosen: Settings, runs: Any
 ) -> dict[str, Any]:
-    tried = {
-        name: [e["hyperparameters"] for e in tune_report.ranked(grid, results, name)]
+    on_edge = {
+        name: tune_report.edges(
+            grid, name, tune_report.ranked(grid, results, name, by)[0]
+        )
         for name in grid.axes
-    }
-    best = {name: dataclasses.asdict(getattr(chosen, name)) for name in grid.axes}
-    ends = {
-        name: tune_report.edges(grid, name, {"hyperparameters": point})
-        for name, point in best.items()
     }
     return {
         "settings": chosen,
         "unsettled": [
-            name
-            for name, point in best.items()
-            if any(
-                n not in tried[name] for n in tune_report.neighbours(grid, name, point)
-            )
+            name for name in grid.axes if tune_report.untried(grid, results, name, by)
         ],
-        "on_edge": {name: axes for name, axes in ends.items() if axes},
+        "on_edge": {name: axes for name, axes in on_edge.items() if axes},
         "runs": runs,
     }
 

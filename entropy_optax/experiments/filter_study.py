@@ -103,6 +103,8 @@ _STARTS = {
     "cifar5000": _OWN_START | {"sam": {"learning_rate": 0.04, "radius": 0.05}},
 }
 
+_LPF = "LPF-SGD: 10 parts, radius grows 16-fold"
+_IVON = "IVON: the spread is learnt"
 # What the form of the method could be; each is searched alone, over rate, radius and
 # decay. The first is the plain one: a constant radius, one gradient a step, SGD.
 FORMS: dict[str, dict[str, Any]] = {
@@ -128,10 +130,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "control: SGD alone": {},
     "control: AdamW alone": {"outer": "adamw"},
     "control: Muon alone": {"outer": "muon"},
-    "LPF-SGD: 10 parts, radius grows 16-fold": {"splits": 10, "radius_end": 16.0},
-    "IVON: the spread is learnt": {},
+    _LPF: {"splits": 10, "radius_end": 16.0},
+    _IVON: {},
 }
-_IVON = "IVON: the spread is learnt"
 _ADAMW_START = {"learning_rate": 2e-3, "weight_decay": 0.1}
 _MUON_START = {"learning_rate": 0.02, "weight_decay": 0.1}
 # Forms are compared with one another alone, on finer steps.
@@ -148,9 +149,7 @@ _OWN_AXES: dict[str, dict[str, list[Any]]] = {
     "control: SGD alone": _ALONE,
     "control: AdamW alone": _ALONE | _ADAMW,
     "control: Muon alone": _ALONE | _MUON,
-    "LPF-SGD: 10 parts, radius grows 16-fold": {
-        "radius": [0.0125, 0.025, 0.05, 0.1, 0.2]
-    },
+    _LPF: {"radius": [0.0125, 0.025, 0.05, 0.1, 0.2]},
 }
 _OWN_FORM_START: dict[str, dict[str, Any]] = {
     "one size for all weights": {"radius": 0.02},
@@ -158,7 +157,7 @@ _OWN_FORM_START: dict[str, dict[str, Any]] = {
     "Muon outside": _MUON_START,
     "control: AdamW alone": _ADAMW_START,
     "control: Muon alone": _MUON_START,
-    "LPF-SGD: 10 parts, radius grows 16-fold": {"radius": 0.05},
+    _LPF: {"radius": 0.05},
     _IVON: {"learning_rate": 0.32, "ess": 1600.0, "b2": 0.999},
 }
 _IVON_AXES: dict[str, list[Any]] = {

@@ -12,6 +12,7 @@ from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import (
     against,
     floats,
+    lost_above,
     markdown,
     mean_and_error,
     searched,
@@ -241,8 +242,8 @@ def _pairs(
 
 def _lost(record: Record, method: str) -> np.ndarray:
     score = "test_loss" if _text(record) else "test_error"
-    runs = [_values(record, m, score) for m in record["runs"]]
-    return ~(np.asarray(_values(record, method, score)) <= 1.5 * np.nanmedian(runs))
+    # Written so that what is not finite is lost.
+    return ~(np.asarray(_values(record, method, score)) <= lost_above(record, score))
 
 
 def _text(record: Record) -> bool:

@@ -52,17 +52,18 @@ def contender_label(name: str) -> str:
     return LABELS[optimizer] + comma + setting
 
 
-def lost_above(record: dict[str, Any]) -> float:
+def lost_above(record: dict[str, Any], score: str = "test_error") -> float:
     """Where a run of a comparison counts as lost: it diverged, or never got going.
 
     Args:
       record: `compare.json`.
+      score: `test_error`, or `test_loss` of text.
 
     Returns:
-      1.5 times the median test error of all runs of all methods, per cent.
+      1.5 times the median of all runs of all methods, of those that are finite.
     """
-    errors = [run["test_error"] for runs in record["runs"].values() for run in runs]
-    return 1.5 * float(np.median(errors))
+    values = [run[score] for runs in record["runs"].values() for run in runs]
+    return 1.5 * float(np.nanmedian(floats(values)))
 
 
 def difference(c: Comparison) -> str:

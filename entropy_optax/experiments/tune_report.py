@@ -59,18 +59,21 @@ def ranked(
     return sorted(own, key=order)
 
 
-def untried(grid: Grid, results: list[Entry], optimizer: str) -> list[Entry]:
+def untried(
+    grid: Grid, results: list[Entry], optimizer: str, by: str | None = None
+) -> list[Entry]:
     """Neighbours of the best that a search with a budget has not come to.
 
     Args:
       grid: the grid.
       results: entries of `grid.json`.
       optimizer: its name.
+      by: what the best is chosen by, as in `ranked`.
 
     Returns:
       Configurations one value up or down on one axis.
     """
-    tried = [entry["hyperparameters"] for entry in ranked(grid, results, optimizer)]
+    tried = [e["hyperparameters"] for e in ranked(grid, results, optimizer, by)]
     return [n for n in neighbours(grid, optimizer, tried[0]) if n not in tried]
 
 
