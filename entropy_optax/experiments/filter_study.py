@@ -68,11 +68,14 @@ _AXES |= {
         "weight_decay": _DECAYS,
     }
     for name, radii in (
-        ("sam", _ladder(0.0125, 18)),
+        ("sam", _ladder(0.003125, 22)),
         ("asam", _ladder(0.015625, 22)),
         ("filter_entropy", _ladder(0.0125, 14)),
     )
 }
+# Widened, since the best of some scenarios lay on the ends that they had.
+_AXES["ema"] |= {"average_decay": [0.7, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]}
+_AXES["entropy_sgd"] |= {"mean_decay": [0.0, 0.75, 0.95, 0.98, 0.99]}
 _ADAMW = flat_minima._AXES["adam"]
 _MUON = {"weight_decay": _ADAMW["weight_decay"]}
 _AXES["muon"] = {"learning_rate": _RATES} | _MUON

@@ -1,4 +1,4 @@
-"""IVON, a rival: a Gaussian over the weights whose spread is learnt as they are."""
+"""IVON, a relative: a Gaussian over the weights whose spread is learnt as they are."""
 
 from typing import Any, NamedTuple
 

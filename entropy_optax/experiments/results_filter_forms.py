@@ -53,7 +53,7 @@ def forms(records: dict[str, Record]) -> str:
         + f"\n\nThe best of {count} configurations of each form, over rate, radius and"
         + f" decay; mean ± standard error over {n} tuning seeds. In brackets how many"
         + " neighbours of it were left untried. IVON has an effective sample size in"
-        + " place of a radius."
+        + " place of a radius, and the decay of its curvature was searched as well."
     )
 
 
