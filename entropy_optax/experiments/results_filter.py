@@ -23,6 +23,7 @@ from entropy_optax.measure._figures import new_figure
 Record = dict[str, Any]
 CONTENDERS = {
     "filter_entropy": filter_study.RIVALS,
+    "filter_ema": filter_study.RIVALS,
     "filter_muon": (*filter_study.RIVALS, "muon"),
 }
 """Ours, and whom each is compared with: the second has a rival more, its own Muon."""
@@ -130,8 +131,8 @@ def comparisons(records: dict[str, Record]) -> str:
         + " method over the rivals of the column; bold below .05. A rival's lost run"
         + f" counts as its worst that was not; a rival with more than {MOST_LOST} of"
         + " them is not compared.\n\n"
-        + "\n\n".join(_goal(records, ours) for ours in CONTENDERS)
-    ).strip()
+        + "\n\n".join(filter(None, (_goal(records, ours) for ours in CONTENDERS)))
+    )
 
 
 def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:

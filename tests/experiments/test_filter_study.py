@@ -232,7 +232,8 @@ def test_tables_and_the_goal():
     assert ours.startswith("| Filter-Entropy-SGD | **9.")
     assert "± 0.01** |" in ours
     said = results_filter.comparisons(records)
-    ours, with_muon = said.splitlines()[-3::2]
+    ours, averaged, with_muon = said.splitlines()[-5::2]
+    assert averaged.startswith("EMA of Filter-Entropy-SGD has a better")
     assert ours.startswith("Filter-Entropy-SGD has a better")
     assert "in 2 of 4: 500, char_lstm." in ours
     assert ours.endswith("likelihood of text: 5000.")
@@ -276,7 +277,7 @@ def test_a_lost_run_of_a_rival_neither_wins_nor_spoils_the_comparison():
     assert "| EMA of SGD | too many lost |" in said
     assert "in 1 of 1: 500." in said
     assert "images at p < .005: 1: 500.)" in said
-    assert "likelihood of text: none." in said.splitlines()[-3]
+    assert "likelihood of text: none." in said.splitlines()[-5]
 
 
 def test_our_own_lost_runs_stay():
@@ -288,9 +289,9 @@ def test_our_own_lost_runs_stay():
     assert "likelihood of text: 500.\n" in said
 
 
-def test_scenarios_that_were_compared_without_muon():
+def test_scenarios_that_were_compared_with_fewer_methods():
     found = compared({"filter_entropy": -1.0}, loss=1.0)
-    for name in ("muon", "filter_muon"):
+    for name in ("filter_ema", "muon", "filter_muon"):
         del found["runs"][name]
     assert "Muon" not in results_filter.compare({"500": found})
     said = results_filter.comparisons({"500": found})
