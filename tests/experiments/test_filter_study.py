@@ -192,6 +192,31 @@ def test_the_comparison(monkeypatch, tmp_path):
     assert again["by_loss"]["runs"]["sgd"] == by_loss["runs"]["sgd"]
 
 
+@pytest.mark.parametrize("change", ["versions", "settings", "group"])
+def test_runs_of_another_setting_or_version_are_not_kept(monkeypatch, tmp_path, change):
+    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy"))
+    monkeypatch.setattr(comparison, "Experiment", Fake)
+    monkeypatch.setattr(comparison, "make_task", lambda settings: None)
+    monkeypatch.setattr(comparison, "FIRST_BUDGET", 8)
+    assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
+    path = tmp_path / "500" / "compare.json"
+    record = read(path)
+    for part in (record, record["by_loss"]):
+        if change == "settings":
+            part["settings"]["batch_size"] = 50
+        elif change == "group":
+            part["settings"]["sgd"]["weight_decay"] = 0.5
+    if change == "versions":
+        record["versions"]["jax"] = "0.1"
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy", "muon"))
+    names = []
+    monkeypatch.setattr(Fake, "seen", names)
+    assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
+    again = {"sgd"} if change == "group" else {"sgd", "filter_entropy"}
+    assert set(names) == {"muon"} | again
+
+
 def compared(
     offsets: dict[str, float], model: str = "mlp", loss: float = 0.0
 ) -> dict[str, Any]:

@@ -275,6 +275,22 @@ def test_local_entropy(change):
     agree("entropy_sgd", functools.partial(local_entropy, "entropy_sgd"), chosen)
 
 
+def ivon_without_noise(problem, chosen):
+    """Momentum on a curvature that stays what it was, for b2 is 1."""
+    x, group, mean = problem.start, chosen.ivon, 0.0
+    size = group.curvature + group.weight_decay
+    for t in range(N):
+        mean = group.b1 * mean + (1 - group.b1) * clip(problem.gradient(x), chosen)
+        g = mean / (1 - group.b1 ** (t + 1)) + group.weight_decay * x
+        x = x - group.learning_rate * falling(chosen, N, t) * g / size
+        yield x
+
+
+def test_ivon_without_noise():
+    group = settings.IVONSettings(0.2, 0.8, 1 - 1e-12, 0.1, ess=1e12, curvature=0.7)
+    agree("ivon", ivon_without_noise, dataclasses.replace(BASE, ivon=group))
+
+
 def without_radius(problem, chosen):
     """SGD on the mean gradient of so many minibatches."""
     x, group = problem.start, chosen.filter_entropy
