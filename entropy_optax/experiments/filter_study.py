@@ -92,6 +92,7 @@ _OWN_START = {
 }
 # Where noise or a large step would drown what little can be learnt.
 _LSTM_RATES = [0.0025 * 2**k for k in range(4, 15)]
+_LSTM_ADAM_RATES = [1.25e-4 * 2**k for k in range(-4, 13)]
 _LSTM_START: dict[str, dict[str, Any]] = {
     name: {"learning_rate": 2.56, "effective_rate": 2.56, "weight_decay": 0.0}
     for name in METHODS
@@ -213,9 +214,9 @@ def make_grid(scenario: str, budget: int) -> Grid:
             # Of fewer outer steps a cosine is a few stairs that do not end near 0.
             most = settings.num_gradients // 30
             own["num_steps"] = [n for n in own["num_steps"] if n <= most]
-        if scenario == "char_lstm" and name not in ("adam", "muon", "filter_muon"):
+        if scenario == "char_lstm" and name not in ("muon", "filter_muon"):
             rate = "effective_rate" if name == "entropy_sgd" else "learning_rate"
-            own[rate] = _LSTM_RATES
+            own[rate] = _LSTM_ADAM_RATES if name == "adam" else _LSTM_RATES
         values = _START | own_start.get(name, {})
         start[name] = {axis: values[axis] for axis in own}
     return Grid(settings, flat_minima.SEEDS, {}, axes, {}, budget, start)

@@ -21,12 +21,8 @@ from entropy_optax.experiments.statistics import holm, paired_bootstrap
 from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
-CONTENDERS = {
-    "filter_entropy": filter_study.RIVALS,
-    "filter_ema": filter_study.RIVALS,
-    "filter_muon": (*filter_study.RIVALS, "muon"),
-}
-"""Ours, and whom each is compared with: the second has a rival more, its own Muon."""
+CONTROLS = {"filter_entropy": (), "filter_ema": (), "filter_muon": ("muon",)}
+"""Ours, and whom each is compared with beside the rivals of all."""
 MOST_LOST = 2
 _SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
 
@@ -109,7 +105,8 @@ def comparisons(records: dict[str, Record]) -> str:
       Differences with 95 % intervals and p-values, adjusted over each column.
     """
     tables = []
-    for ours, rivals in CONTENDERS.items():
+    for ours, controls in CONTROLS.items():
+        rivals = (*filter_study.RIVALS, *controls)
         for score, title in _SCORES.items():
             names = [
                 name
@@ -117,7 +114,7 @@ def comparisons(records: dict[str, Record]) -> str:
                 if ours in record["runs"]
                 and (score == "test_loss" or not _text(record))
             ]
-            columns = [against(*_pairs(records[n], ours, score)) for n in names]
+            columns = [against(*_pairs(records[n], ours, score, rivals)) for n in names]
             rows = [
                 [LABELS[m], *(column.get(m, "too many lost") for column in columns)]
                 for m in rivals
@@ -131,7 +128,7 @@ def comparisons(records: dict[str, Record]) -> str:
         + " method over the rivals of the column; bold below .05. A rival's lost run"
         + f" counts as its worst that was not; a rival with more than {MOST_LOST} of"
         + " them is not compared.\n\n"
-        + "\n\n".join(filter(None, (_goal(records, ours) for ours in CONTENDERS)))
+        + "\n\n".join(filter(None, (_goal(records, ours) for ours in CONTROLS)))
     )
 
 
@@ -185,27 +182,34 @@ def _goal(records: dict[str, Record], ours: str) -> str:
     own = {name: r for name, r in records.items() if ours in r["runs"]}
     if not own:
         return ""
-    won, surer = (
-        [name for name, record in own.items() if _wins(record, ours, level)]
-        for level in (0.01, 0.005)
+    rivals, controls = filter_study.RIVALS, CONTROLS[ours]
+    levels = ((0.01, rivals), (0.005, rivals), (0.01, (*rivals, *controls)))
+    won, surer, over_all = (
+        [name for name, record in own.items() if _wins(record, ours, level, all_of)]
+        for level, all_of in levels
     )
     worse = [name for name, record in own.items() if _worse_than_sgd(record, ours)]
+    also = "".join(f" Over {LABELS[c]} as well: {_listed(over_all)}." for c in controls)
     return (
         f"{LABELS[ours]} has a better test error or likelihood, p < .01 against each of"
-        f" its rivals, in {len(won)} of {len(own)}: {', '.join(won) or 'none'}. (With"
-        " two chances, images at p < .005:"
-        f" {len(surer)}: {', '.join(surer) or 'none'}.)"
+        f" the {len(rivals)} rivals, in {len(won)} of {len(own)}:"
+        f" {', '.join(won) or 'none'}. (With two chances, images at p < .005:"
+        f" {_listed(surer)}.){also}"
         " More than one standard error worse than SGD, in the error of images or the"
         f" likelihood of text: {', '.join(worse) or 'none'}."
     )
 
 
-def _wins(record: Record, ours: str, level: float) -> bool:
+def _listed(names: list[str]) -> str:
+    return f"{len(names)}: {', '.join(names) or 'none'}"
+
+
+def _wins(record: Record, ours: str, level: float, all_of: tuple[str, ...]) -> bool:
     # Best, and p below the level against every rival, in error or in likelihood.
     scores = ("test_loss",) if _text(record) else tuple(_SCORES)
     level = 0.01 if _text(record) else level
     for score in scores:
-        values, rivals = _pairs(record, ours, score)
+        values, rivals = _pairs(record, ours, score, all_of)
         if not np.all(np.isfinite(values)):
             continue
         found = [paired_bootstrap(values, theirs) for theirs in rivals.values()]
@@ -216,10 +220,9 @@ def _wins(record: Record, ours: str, level: float) -> bool:
 
 
 def _worse_than_sgd(record: Record, ours: str) -> bool:
-    values, rivals = _pairs(
-        record, ours, "test_loss" if _text(record) else "test_error"
-    )
-    if "sgd" not in rivals:
+    score = "test_loss" if _text(record) else "test_error"
+    values, rivals = _pairs(record, ours, score, ("sgd",))
+    if not rivals:
         return False
     gap = np.subtract(values, rivals["sgd"])
     # One that is not finite is worse.
@@ -227,13 +230,13 @@ def _worse_than_sgd(record: Record, ours: str) -> bool:
 
 
 def _pairs(
-    record: Record, ours: str, score: str
+    record: Record, ours: str, score: str, all_of: tuple[str, ...]
 ) -> tuple[list[float], dict[str, list[float]]]:
     # One lost run has the spread of all the others together, and would make a rival's
     # failure its best defence: it counts as that rival's worst that was not lost. More
     # than two of ten would make the rest too much alike, and are not compared.
     rivals = {}
-    for method in CONTENDERS[ours]:
+    for method in all_of:
         values = np.asarray(_values(record, method, score))
         lost = _lost(record, method) | ~np.isfinite(values)
         if np.sum(lost) <= MOST_LOST:

@@ -263,7 +263,7 @@ def test_tables_and_the_goal():
     assert "in 2 of 4: 500, char_lstm." in ours
     assert ours.endswith("likelihood of text: 5000.")
     assert with_muon.startswith("Filter-Entropy-Muon has a better")
-    assert "in 0 of 4: none." in with_muon
+    assert "of the 6 rivals, in 0 of 4: none." in with_muon
     assert with_muon.endswith("likelihood of text: none.")
     assert "**-1.00 [" in said
     assert "p < .001**" in said
@@ -326,6 +326,13 @@ def test_scenarios_that_were_compared_with_fewer_methods():
     said = results_filter.comparisons(both)
     assert "| Filter-Entropy-Muon minus, test error, % | 1000 |" in said
     assert "in 1 of 1: 1000." in said
+    assert "Over Muon as well: 1: 1000." in said
+    # Its control may be as good: that is said apart from the rivals of all.
+    said = results_filter.comparisons(
+        {"500": compared({"filter_muon": -1.0, "muon": -1.0})}
+    )
+    assert "in 1 of 1: 500. (With" in said
+    assert "Over Muon as well: 0: none." in said
 
 
 def test_records_are_read_by_scenario(tmp_path):
