@@ -47,7 +47,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "batch1024": {"batch_size": 1024, "num_gradients": 600, "evaluate_every": 600},
 }
 SEARCHED = ("500", "wrong40")
-"""Scenarios on whose validation images the form was chosen."""
+"""Scenarios on whose validation images forms are searched."""
 TUNING_SEEDS = (100, 101, 102)
 SEARCH_BUDGET = 24
 
