@@ -19,7 +19,7 @@ from entropy_optax.experiments.tasks import make_task
 from entropy_optax.experiments.tune import search
 
 RIVALS = ("sgd", "adam", "sam", "asam", "ema", "entropy_sgd")
-# Muon was the best to have outside, by far, and is a rival of what is made of it.
+# Muon was the best to have outside, by far, and is the control of what is made of it.
 METHODS = (*RIVALS, "filter_entropy", "filter_ema", "muon", "filter_muon")
 SCENARIOS: dict[str, dict[str, Any]] = {
     "500": {"num_train": 500},
@@ -92,7 +92,7 @@ _OWN_START = {
 }
 # Where noise or a large step would drown what little can be learnt.
 _LSTM_RATES = [0.0025 * 2**k for k in range(4, 15)]
-_LSTM_ADAM_RATES = [1.25e-4 * 2**k for k in range(-4, 13)]
+_LSTM_ADAM_RATES = [*_ADAMW["learning_rate"], 0.256, 0.512]
 _LSTM_START: dict[str, dict[str, Any]] = {
     name: {"learning_rate": 2.56, "effective_rate": 2.56, "weight_decay": 0.0}
     for name in METHODS

@@ -189,19 +189,21 @@ def _goal(records: dict[str, Record], ours: str) -> str:
         for level, all_of in levels
     )
     worse = [name for name, record in own.items() if _worse_than_sgd(record, ours)]
-    also = "".join(f" Over {LABELS[c]} as well: {_listed(over_all)}." for c in controls)
+    also = "".join(
+        f" Over {LABELS[control]} as well: {len(over_all)}: {_listed(over_all)}."
+        for control in controls
+    )
     return (
         f"{LABELS[ours]} has a better test error or likelihood, p < .01 against each of"
-        f" the {len(rivals)} rivals, in {len(won)} of {len(own)}:"
-        f" {', '.join(won) or 'none'}. (With two chances, images at p < .005:"
-        f" {_listed(surer)}.){also}"
+        f" the {len(rivals)} rivals, in {len(won)} of {len(own)}: {_listed(won)}. (With"
+        f" two chances, images at p < .005: {len(surer)}: {_listed(surer)}.){also}"
         " More than one standard error worse than SGD, in the error of images or the"
-        f" likelihood of text: {', '.join(worse) or 'none'}."
+        f" likelihood of text: {_listed(worse)}."
     )
 
 
 def _listed(names: list[str]) -> str:
-    return f"{len(names)}: {', '.join(names) or 'none'}"
+    return ", ".join(names) or "none"
 
 
 def _wins(record: Record, ours: str, level: float, all_of: tuple[str, ...]) -> bool:

@@ -156,11 +156,17 @@ def test_the_search_of_the_forms(monkeypatch, tmp_path):
     assert "| per leaf | 10.11 ± 0.00 | 0.04, 0.3, 0" in table
 
 
-def test_the_comparison(monkeypatch, tmp_path):
+@pytest.fixture
+def two_methods(monkeypatch):
+    """A comparison of two methods, without training."""
     monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy"))
     monkeypatch.setattr(comparison, "Experiment", Fake)
     monkeypatch.setattr(comparison, "make_task", lambda settings: None)
     monkeypatch.setattr(comparison, "FIRST_BUDGET", 8)
+
+
+@pytest.mark.usefixtures("two_methods")
+def test_the_comparison(monkeypatch, tmp_path):
     assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
     record = read(tmp_path / "500" / "compare.json")
     assert [run["seed"] for run in record["runs"]["sgd"]] == list(range(10))
@@ -192,12 +198,9 @@ def test_the_comparison(monkeypatch, tmp_path):
     assert again["by_loss"]["runs"]["sgd"] == by_loss["runs"]["sgd"]
 
 
+@pytest.mark.usefixtures("two_methods")
 @pytest.mark.parametrize("change", ["versions", "settings", "group"])
 def test_runs_of_another_setting_or_version_are_not_kept(monkeypatch, tmp_path, change):
-    monkeypatch.setattr(filter_study, "METHODS", ("sgd", "filter_entropy"))
-    monkeypatch.setattr(comparison, "Experiment", Fake)
-    monkeypatch.setattr(comparison, "make_task", lambda settings: None)
-    monkeypatch.setattr(comparison, "FIRST_BUDGET", 8)
     assert study.run("filter_compare", ["500"], tmp_path, "it", quiet()) == 0
     path = tmp_path / "500" / "compare.json"
     record = read(path)
