@@ -85,7 +85,9 @@ def _measured(
     for name, function, at in (("", f, params), ("filter_", g, y)):
         traces = measure.traces(function, at, key=keys[0], num_probes=NUM_PROBES)
         row[f"{name}trace"] = traces.trace.value
-        ends_of = measure.extreme_eigenvalues(function, at, key=keys[1], tolerance=1e-3)
+        ends_of = measure.extreme_eigenvalues(
+            function, at, key=keys[1], num_smallest=0, tolerance=1e-3
+        )
         row[f"{name}largest"] = float(ends_of.largest[0])
     curve = measure.noise_curve(f, params, NOISES, kind="filter", key=keys[2])
     for i, noise in enumerate(NOISES):

@@ -66,6 +66,7 @@ def extreme_eigenvalues(
     *,
     key: jax.Array,
     num: int = 1,
+    num_smallest: int | None = None,
     curvature: Curvature = "hessian",
     tolerance: float = 1e-5,
     max_products: int = 2000,
@@ -77,6 +78,8 @@ def extreme_eigenvalues(
       params: where.
       key: PRNG key of the first vector.
       num: eigenvalues at each end, below n / 2.
+      num_smallest: of the small end, if not num; with 0 it is not looked for: next to
+        0 it is the slower one to find, and may not converge.
       curvature: of the Hessian, or of the Gauss-Newton matrix.
       tolerance: relative to each eigenvalue. In float32 the small end is right to 1e-6
         of the largest eigenvalue at best: its residual says how right.
@@ -100,14 +103,19 @@ def extreme_eigenvalues(
     """
     check_params(params)
     size = num_params(params)
-    if not 1 <= num < size / 2:
-        raise MeasureError(f"num: got {num}, wanted 1 or more, below n / 2 of n {size}")
+    counts = {"LA": num, "SA": num if num_smallest is None else num_smallest}
+    for name, count, least in (("num", num, 1), ("num_smallest", counts["SA"], 0)):
+        if not least <= count < size / 2:
+            raise MeasureError(
+                f"{name}: got {count}, wanted {least} or more, below n / 2 of n {size}"
+            )
     multiply = _host_product(f, params, curvature)
     first = np.asarray(jax.random.normal(key, (size,)), np.float64)
     counter = [0]
     if not np.any(multiply(first)):  # ARPACK stumbles over a matrix of zeros
-        zeros, basis = np.zeros(num), np.eye(num, size)
-        return ExtremeEigenvalues(zeros, zeros, zeros, zeros, basis, basis, 1)
+        zeros = [np.zeros(count) for count in counts.values()]
+        basis = [np.eye(count, size) for count in counts.values()]
+        return ExtremeEigenvalues(*zeros, *zeros, *basis, num_products=1)
 
     def counted(vector: np.ndarray) -> np.ndarray:
         counter[0] += 1
@@ -119,13 +127,16 @@ def extreme_eigenvalues(
     # SciPy's own types know integers for the tolerance alone.
     relative: Any = tolerance
     # A wide basis saves products and costs memory: half a gigabyte at most.
-    basis = min(size, max(2 * num + 1, min(100, 2**26 // size), 20))
+    basis = min(size, max(2 * max(counts.values()) + 1, min(100, 2**26 // size), 20))
     ends = {}
-    for which in ("LA", "SA"):
+    for which, count in counts.items():
+        if not count:  # ARPACK refuses to find none
+            ends[which] = np.zeros(0), np.zeros(0), np.zeros((0, size))
+            continue
         try:
             values, vectors = scipy.sparse.linalg.eigsh(
                 operator,
-                k=num,
+                k=count,
                 which=which,
                 v0=first,
                 ncv=basis,

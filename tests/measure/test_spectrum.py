@@ -47,8 +47,8 @@ def network():
     return f, params, data, predict, criterion
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_extremes_equal_dense_ones(seed):
+@pytest.mark.parametrize(("seed", "num_smallest"), [(1, 0), (2, 1), (3, 2)])
+def test_extremes_equal_dense_ones(seed, num_smallest):
     values = np.concatenate([[40.0, 12.0, 11.9], np.linspace(-0.5, 1.0, 97)])
     f, _ = with_spectrum(values)
     key = jax.random.key(seed)
@@ -57,6 +57,14 @@ def test_extremes_equal_dense_ones(seed):
     np.testing.assert_allclose(found.largest, [40.0, 12.0, 11.9], rtol=1e-4)
     np.testing.assert_allclose(found.smallest, np.sort(values)[:3], rtol=1e-4)
     assert found.largest_residuals.max() < 1e-2
+    with jax.enable_x64(True):
+        few = measure.extreme_eigenvalues(
+            f, jnp.ones(100), key=key, num=3, num_smallest=num_smallest
+        )
+    np.testing.assert_allclose(few.largest, found.largest, rtol=1e-4)
+    np.testing.assert_allclose(few.smallest, found.smallest[:num_smallest], rtol=1e-4)
+    assert few.smallest_vectors.shape == (num_smallest, 100)
+    assert few.smallest_residuals.shape == (num_smallest,)
     # There is an eigenvalue within the residual of each.
     for value, residual in zip(found.smallest, found.smallest_residuals, strict=True):
         assert np.abs(values - value).min() <= residual + 1e-9
@@ -213,6 +221,10 @@ def test_exhausted_krylov_spaces():
         ends = measure.extreme_eigenvalues(f, x, key=key)
         assert ends.largest[0] == pytest.approx(values.max(), abs=1e-5)
         assert ends.smallest[0] == pytest.approx(values.min(), abs=1e-5)
+        one_end = measure.extreme_eigenvalues(f, x, key=key, num_smallest=0)
+        assert one_end.largest[0] == pytest.approx(values.max(), abs=1e-5)
+        assert one_end.smallest.size == 0
+        assert one_end.smallest_vectors.shape == (0, n)
 
 
 def test_batches_of_probes_change_nothing():
@@ -272,6 +284,10 @@ def test_errors_name_what_is_wrong():
         (lambda: measure.traces(f, x, key=key, num_probes=29), "wanted 30 or more"),
         (lambda: measure.extreme_eigenvalues(f, x, key=key, num=2), "num: got 2"),
         (
+            lambda: measure.extreme_eigenvalues(f, x, key=key, num_smallest=-1),
+            "num_smallest: got -1, wanted 0 or more",
+        ),
+        (
             lambda: measure.traces(f, {"w": x, "step": jnp.int32(3)}, key=key),
             r"leaf \['step'\] is int32, wanted floats",
         ),
@@ -309,3 +325,9 @@ def test_errors_name_what_is_wrong():
         measure.extreme_eigenvalues(
             f, jnp.ones(300), key=key, max_products=40, tolerance=1e-12
         )
+    # The other end is found: the small one is not looked for.
+    ends = measure.extreme_eigenvalues(
+        f, jnp.ones(300), key=key, num_smallest=0, max_products=200, tolerance=1e-3
+    )
+    np.testing.assert_allclose(ends.largest, [1.0], rtol=1e-3)
+    assert ends.smallest.size == 0
