@@ -114,6 +114,7 @@ class Study:
         "filter_forms",
         "filter_compare",
         "filter_flatness",
+        "filter_repetition",
     ]
     """What to run; spectra to smoothness are about geometry."""
     scenario: tuple[str, ...] = ()

@@ -24,7 +24,6 @@ STYLES = {
     "asam": ("#8B3A00", "h"),
     "ivon": ("#4D4D9A", "H"),
     "muon": ("#5F7F00", "8"),
-    "filter_ema": ("#F58FB8", "P"),
     "filter_muon": ("#D4006A", "*"),
     "lookahead": ("#CC79A7", "v"),
     "ema": ("#56B4E9", "P"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -11,12 +10,11 @@ from rich.console import Console
 
 import entropy_optax as eo
 from entropy_optax import measure
-from entropy_optax.experiments import filter_study
+from entropy_optax.experiments import filter_study, flat_minima
 from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.objectives import objectives
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.settings import Settings, SettingsError, from_dict
 from entropy_optax.experiments.tasks import Task, make_task
 
 SEEDS = tuple(range(5))
@@ -36,11 +34,7 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
     Raises:
       SettingsError: if the scenario has not been compared to its end.
     """
-    path = out / scenario / "compare.json"
-    if not path.exists():
-        raise SettingsError(f"{path}: not found; run `--part filter_compare` first")
-    compared = json.loads(path.read_text())
-    settings = from_dict(Settings, compared["settings"])
+    settings = flat_minima.tuned(scenario, out, "filter_compare")
     settings = dataclasses.replace(settings, seeds=SEEDS)
     task = make_task(settings)
     experiment = Experiment(settings, task)
@@ -48,7 +42,7 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
     memo = Memo(out / scenario / "flatness.part", basis)
     rows = []
     # Of the order of the tables; a method that was not tuned is not measured.
-    for method in (m for m in filter_study.METHODS if m in compared["runs"]):
+    for method in (m for m in filter_study.METHODS if m in settings.optimizer):
         for seed in SEEDS:
             find = functools.partial(_measured, experiment, task, method, seed)
             rows.append({"method": method, "seed": seed})

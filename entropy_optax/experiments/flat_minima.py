@@ -206,12 +206,13 @@ def make_grid(scenario: str, budget: int) -> Grid:
     return Grid(settings, SEEDS, {}, axes, {}, budget, start)
 
 
-def tuned(scenario: str, out: pathlib.Path) -> Settings:
+def tuned(scenario: str, out: pathlib.Path, part: str = "compare") -> Settings:
     """The chosen settings of all methods.
 
     Args:
       scenario: its name.
       out: folder of the study.
+      part: of the command, that has tuned them.
 
     Returns:
       Settings with each method's best configuration and the fresh seeds.
@@ -221,7 +222,7 @@ def tuned(scenario: str, out: pathlib.Path) -> Settings:
     """
     path = out / scenario / "compare.json"
     if not path.exists():
-        raise SettingsError(f"{path}: not found; run `--part compare` first")
+        raise SettingsError(f"{path}: not found; run `--part {part}` first")
     return from_dict(Settings, json.loads(path.read_text())["settings"])
 
 

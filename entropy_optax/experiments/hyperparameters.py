@@ -17,7 +17,6 @@ OptimizerName = Literal[
     "entropy_adam",
     "parle",
     "filter_entropy",
-    "filter_ema",
     "filter_muon",
     "muon",
     "ivon",
@@ -186,8 +185,6 @@ class FilterEntropySettings(SGDSettings):
     """Optimizer; weight_decay is AdamW's and Muon's own, momentum Adam's b1."""
     average_decay: float = 0.0
     """Evaluate at the moving average of the iterates, if above 0."""
-    constant_rate: bool = False
-    """Keep the rate, whatever rate_schedule says: the average does its work."""
     num_steps: int = 1
     """Gradients per step (L): with 1 the heat equation, else Langevin dynamics."""
     temperature: float = 1.0

@@ -7,20 +7,21 @@ the settings were tuned on.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from entropy_optax.experiments import report
+from entropy_optax.experiments import filter_study, report
 from entropy_optax.experiments._variants import mislabel
 from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.flat_minima import METHODS, tuned
 from entropy_optax.experiments.grid import with_fields
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.runner import Experiment
-from entropy_optax.experiments.runs import Member, last_test_errors
+from entropy_optax.experiments.runs import Member, last_test_scores
 from entropy_optax.experiments.settings import Settings, SettingsError
 from entropy_optax.experiments.tasks import make_task
 
@@ -78,7 +79,46 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     Raises:
       SettingsError: if there are fewer than five other training sets of that size.
     """
-    settings = tuned(scenario, out)
+    tried = contenders(scenario, out)
+    repeat(scenario, tuned(scenario, out), tried, out, console)
+
+
+def measure_filters(scenario: str, out: pathlib.Path, console: Console) -> None:
+    """The same of the study in the filters' geometry, of what it tuned; resumable.
+
+    Args:
+      scenario: its name; it has been compared.
+      out: folder of the study.
+      console: where progress goes.
+
+    Raises:
+      SettingsError: if it was not compared, or there are too few other training sets.
+    """
+    own = tuned(scenario, out, "filter_compare")
+    methods = (name for name in filter_study.METHODS if name in own.optimizer)
+    tried = [Contender(name, scenario, True, own) for name in methods]
+    repeat(scenario, own, tried, out, console)
+
+
+def repeat(
+    scenario: str,
+    settings: Settings,
+    tried: Sequence[Contender],
+    out: pathlib.Path,
+    console: Console,
+) -> None:
+    """Runs contenders on every training set but the first; resumable.
+
+    Args:
+      scenario: its name.
+      settings: of the experiment on the first training set.
+      tried: the contenders.
+      out: folder of the study.
+      console: where progress goes.
+
+    Raises:
+      SettingsError: if there are fewer than five other training sets of that size.
+    """
     whole = dataclasses.replace(settings, num_train=None, label_noise=0.0)
     task = make_task(whole)
     images, labels = task.data
@@ -94,27 +134,28 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
     noisy = lambda own: jnp.asarray(mislabel(np.asarray(own), noise, classes))
     sets = [(images[i : i + size], noisy(labels[i : i + size])) for i in starts]
     experiment = Experiment(settings, task)
-    tried = contenders(scenario, out)
     memo = Memo(out / scenario / "repetition.part", (tried, SEEDS, size))
 
-    def errors(method: str, own: Settings) -> list[list[float]]:
-        found = []
+    def scores(method: str, own: Settings) -> dict[str, list[list[float]]]:
+        found: dict[str, list[list[float]]] = {"test_error": [], "test_loss": []}
         for i, data in enumerate(sets):
             members = [Member(seed + len(SEEDS) * i, own) for seed in SEEDS]
             # One compiled step serves all sets. The study's network has no BatchNorm,
             # whose statistics would still come from the task's first data.
             task.data = data
-            found.append(last_test_errors(experiment.run_together(method, members)))
+            own_scores = last_test_scores(experiment.run_together(method, members))
+            found["test_error"].append([score.error for score in own_scores])
+            found["test_loss"].append([score.loss for score in own_scores])
         return found
 
     rows = []
     for one in tried:
         name = f"{one.method} of {one.tuned_on}, pull {one.pull}"
-        found = memo(name, functools.partial(errors, one.method, one.settings))
-        row = one._asdict() | {"test_error": found}
+        found = memo(name, functools.partial(scores, one.method, one.settings))
+        row = one._asdict() | found
         del row["settings"]
         rows.append(row)
-        means = report.estimate(np.mean(found, axis=1).tolist())
+        means = report.estimate(np.mean(found["test_error"], axis=1).tolist())
         console.print(f"{scenario}: {name}: {means} %")
     content = {"scenario": scenario, "settings": settings, "seeds": SEEDS}
     content |= {"num_sets": len(sets), "rows": rows}

@@ -23,7 +23,6 @@ LABELS = {
     "asam": "ASAM",
     "ivon": "IVON",
     "muon": "Muon",
-    "filter_ema": "EMA of Filter-Entropy-SGD",
     "filter_muon": "Filter-Entropy-Muon",
     "lookahead": "Lookahead",
     "ema": "EMA of SGD",

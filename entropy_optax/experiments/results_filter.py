@@ -21,7 +21,7 @@ from entropy_optax.experiments.statistics import holm, paired_bootstrap
 from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
-CONTROLS = {"filter_entropy": (), "filter_ema": (), "filter_muon": ("muon",)}
+CONTROLS = {"filter_entropy": (), "filter_muon": ("muon",)}
 """Ours, and whom each is compared with beside the rivals of all."""
 MOST_LOST = 2
 _SCORES = {"test_error": "test error, %", "test_loss": "negative log-likelihood, nats"}
@@ -42,6 +42,7 @@ def records(folder: pathlib.Path) -> dict[str, dict[str, Record]]:
             ("filter_forms", "forms"),
             ("filter_compare", "compare"),
             ("filter_flatness", "flatness"),
+            ("filter_repetition", "repetition"),
         ):
             path = folder / scenario / f"{file}.json"
             if path.exists():
@@ -64,6 +65,44 @@ def compare(records: dict[str, Record]) -> str:
     Returns:
       Two tables; the lowest mean of each scenario is bold.
     """
+    n = len(next(iter(next(iter(records.values()))["runs"].values())))
+    return (
+        _means(records)
+        + f"\n\nMean ± standard error over {n} seeds, after the last gradient. "
+        + searched(records)
+    )
+
+
+def repetition(records: dict[str, Record]) -> str:
+    """The same with a training set in place of a seed, and its goal.
+
+    Args:
+      records: scenario to `repetition.json`.
+
+    Returns:
+      The tables of `compare` and of `comparisons`.
+    """
+    sets = {name: _by_set(record) for name, record in records.items()}
+    counts = ", ".join(f"{name} {r['num_sets']}" for name, r in records.items())
+    (seeds,) = {len(record["seeds"]) for record in records.values()}
+    return (
+        _means(sets)
+        + f"\n\nMean ± standard error over the training sets: {counts}; {seeds} seeds"
+        + " each; lost above 1.5 times the median of the column.\n\n"
+        + comparisons(sets)
+    )
+
+
+def _by_set(record: Record) -> Record:
+    runs: Record = {}
+    for row in record["rows"]:
+        means = [[np.mean(floats(own)) for own in row[score]] for score in _SCORES]
+        columns = zip(*means, strict=True)
+        runs[row["method"]] = [dict(zip(_SCORES, c, strict=True)) for c in columns]
+    return {"settings": record["settings"], "runs": runs}
+
+
+def _means(records: dict[str, Record]) -> str:
     tables = []
     for score, title in _SCORES.items():
         names = [n for n, r in records.items() if score == "test_loss" or not _text(r)]
@@ -87,12 +126,7 @@ def compare(records: dict[str, Record]) -> str:
             rows.append([LABELS[method], *cells])
         if names:
             tables.append(markdown([title, *names], rows))
-    n = len(next(iter(next(iter(records.values()))["runs"].values())))
-    return (
-        "\n\n".join(tables)
-        + f"\n\nMean ± standard error over {n} seeds, after the last gradient. "
-        + searched(records)
-    )
+    return "\n\n".join(tables)
 
 
 def comparisons(records: dict[str, Record]) -> str:

@@ -51,6 +51,7 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "filter_against": results_filter.comparisons,
     "filter_loss_compare": results_filter.compare,
     "filter_loss_against": results_filter.comparisons,
+    "filter_repetition": results_filter.repetition,
     "filter_flatness": results_filter_forms.flatness,
 }
 

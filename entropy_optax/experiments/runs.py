@@ -73,11 +73,23 @@ def last_test_errors(runs: Sequence[Run]) -> list[float]:
     Returns:
       One for each run, in per cent.
     """
-    errors = []
+    return [score.error for score in last_test_scores(runs)]
+
+
+def last_test_scores(runs: Sequence[Run]) -> list[Score]:
+    """Errors and losses on the test split after the last gradient.
+
+    Args:
+      runs: all of which read it.
+
+    Returns:
+      One for each run.
+    """
+    scores = []
     for run in runs:
         assert run.test_last is not None
-        errors.append(run.test_last.error)
-    return errors
+        scores.append(run.test_last)
+    return scores
 
 
 class Member(NamedTuple):

@@ -126,7 +126,6 @@ class Settings:
     )
     parle: ParleSettings = ParleSettings()
     filter_entropy: FilterEntropySettings = FilterEntropySettings()
-    filter_ema: FilterEntropySettings = FilterEntropySettings(average_decay=0.99)
     filter_muon: FilterEntropySettings = FilterEntropySettings(outer="muon")
     muon: FilterEntropySettings = FilterEntropySettings(outer="muon", radius=0.0)
     ivon: IVONSettings = IVONSettings()

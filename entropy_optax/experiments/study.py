@@ -34,7 +34,8 @@ _SCENARIOS = {
     "repetition": ("1000", "wrong20", "wrong40", "wrong20_nodecay", "wrong40_nodecay"),
     "filter_forms": filter_study.SEARCHED,
     "filter_compare": tuple(filter_study.SCENARIOS),
-    "filter_flatness": filter_study.SEARCHED,
+    "filter_flatness": tuple(filter_study.SCENARIOS),
+    "filter_repetition": ("500", "1000", "wrong20", "wrong40"),
 }
 _MEASURES: dict[str, Part] = {
     "headroom": headroom.measure,
@@ -49,6 +50,7 @@ _MEASURES: dict[str, Part] = {
     "replicas": lambda scenario, out, console: replica_study.measure(out, console),
     "filter_forms": filter_study.search_forms,
     "filter_flatness": filter_flatness.run,
+    "filter_repetition": repetition.measure_filters,
 }
 _FLAT_MINIMA = pathlib.Path("results/flat_minima")
 _MEASURE = pathlib.Path("results/measure")
@@ -118,8 +120,8 @@ def run(
 
 
 def _lacks_methods(part: str, record: pathlib.Path) -> bool:
-    # A comparison, or its flatness, goes on when methods have been added to it.
-    if part not in ("filter_compare", "filter_flatness"):
+    # A comparison, or what starts from it, goes on when methods have been added to it.
+    if part not in ("filter_compare", "filter_flatness", "filter_repetition"):
         return False
     content = json.loads(record.read_text())
     done = content.get("runs") or {row["method"] for row in content["rows"]}
