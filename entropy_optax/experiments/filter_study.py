@@ -51,8 +51,8 @@ SEARCHED = ("500", "wrong40")
 TUNING_SEEDS = (100, 101, 102)
 SEARCH_BUDGET = 24
 
-_RATES = flat_minima._RATES
-_DECAYS = flat_minima._DECAYS
+_RATES = flat_minima.RATES
+_DECAYS = flat_minima.DECAYS
 
 
 def _ladder(low: float, count: int) -> list[float]:
@@ -60,7 +60,7 @@ def _ladder(low: float, count: int) -> list[float]:
     return [float(f"{low * 2 ** (k / 2):.3g}") for k in range(count)]
 
 
-_AXES = {name: flat_minima._AXES[name] for name in METHODS if name in flat_minima._AXES}
+_AXES = {name: flat_minima.AXES[name] for name in METHODS if name in flat_minima.AXES}
 _AXES |= {
     name: {
         "learning_rate": _RATES,
@@ -76,13 +76,13 @@ _AXES |= {
 # Widened, since the best of some scenarios lay on the ends that they had.
 _AXES["ema"] |= {"average_decay": [0.7, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]}
 _AXES["entropy_sgd"] |= {"mean_decay": [0.0, 0.75, 0.95, 0.98, 0.99]}
-_ADAMW = flat_minima._AXES["adam"]
+_ADAMW = flat_minima.AXES["adam"]
 _MUON = {"weight_decay": _ADAMW["weight_decay"]}
 _AXES["muon"] = {"learning_rate": _RATES} | _MUON
 _AXES["filter_muon"] = _AXES["filter_entropy"] | _MUON
-_START = flat_minima._START | {"radius": 0.1}
+_START = flat_minima.START | {"radius": 0.1}
 _OWN_START = {
-    "adam": flat_minima._OWN_START["adam"],
+    "adam": flat_minima.OWN_START["adam"],
     "asam": {"radius": 0.5},
     "filter_entropy": {"radius": 0.4},
     "muon": {"learning_rate": 0.16, "weight_decay": 0.1},

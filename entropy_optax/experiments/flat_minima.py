@@ -44,49 +44,50 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 
-_RATES = [0.0025 * 2**k for k in range(-4, 11)]
-_DECAYS = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
+# Ladders and starts of the searches, of the filters' study as well.
+RATES = [0.0025 * 2**k for k in range(-4, 11)]
+DECAYS = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
 _LENGTHS = [1, 5, 20, 50, 100]
 # Ours is searched along the rate and the pull that are felt, whatever L and the mean
 # are: with step_size and gamma a move of L or of the mean would change these as well.
 _OURS: dict[str, list[Any]] = {
-    "effective_rate": _RATES,
-    "weight_decay": _DECAYS,
+    "effective_rate": RATES,
+    "weight_decay": DECAYS,
     "num_steps": _LENGTHS,
     "mean_decay": [0.0, 0.75, 0.95, 0.98],
     "anneal": ["inner", "outer"],
 }
-_AXES: dict[str, dict[str, list[Any]]] = {
-    "sgd": {"learning_rate": _RATES, "weight_decay": _DECAYS},
+AXES: dict[str, dict[str, list[Any]]] = {
+    "sgd": {"learning_rate": RATES, "weight_decay": DECAYS},
     "adam": {
         "learning_rate": [1.25e-4 * 2**k for k in range(-4, 11)],
         "weight_decay": [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
     },
     "sam": {
-        "learning_rate": _RATES,
+        "learning_rate": RATES,
         "radius": [0.025 * 2**k for k in range(8)],
-        "weight_decay": _DECAYS,
+        "weight_decay": DECAYS,
     },
     "lookahead": {
-        "learning_rate": _RATES,
-        "weight_decay": _DECAYS,
+        "learning_rate": RATES,
+        "weight_decay": DECAYS,
         "constant_rate": [False, True],
     },
     "ema": {
-        "learning_rate": _RATES,
-        "weight_decay": _DECAYS,
+        "learning_rate": RATES,
+        "weight_decay": DECAYS,
         "average_decay": [0.9, 0.97, 0.99, 0.997, 0.999],
         "constant_rate": [False, True],
     },
     "schedule_free": {
         "learning_rate": [0.02 * 2**k for k in range(-4, 11)],
-        "weight_decay": _DECAYS,
+        "weight_decay": DECAYS,
     },
     "entropy_sgd": _OURS | {"pull": [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]},
     "averaging_alone": _OURS,
     "reset_alone": {
-        "effective_rate": _RATES,
-        "weight_decay": _DECAYS,
+        "effective_rate": RATES,
+        "weight_decay": DECAYS,
         "num_steps": _LENGTHS,
     },
 }
@@ -98,7 +99,7 @@ _WITHOUT_DECAY: dict[str, dict[str, list[Any]]] = {
     "schedule_free": {"b1": [0.3, 0.5, 0.8, 0.9, 0.95, 0.98]},
     "reset_alone": {"momentum": _MOMENTA},
 }
-_START: dict[str, Any] = {
+START: dict[str, Any] = {
     "learning_rate": 0.08,
     "effective_rate": 0.08,
     "pull": 0.1,
@@ -112,7 +113,7 @@ _START: dict[str, Any] = {
     "momentum": 0.9,
     "b1": 0.9,
 }
-_OWN_START: dict[str, dict[str, Any]] = {
+OWN_START: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 2e-3, "weight_decay": 0.1},
     "schedule_free": {"learning_rate": 1.28},
 }
@@ -186,7 +187,7 @@ def make_grid(scenario: str, budget: int) -> Grid:
       The grid. Without decay the methods of one other axis get one more.
     """
     settings = base_settings(scenario)
-    axes = {name: dict(_AXES[name]) for name in METHODS}
+    axes = {name: dict(AXES[name]) for name in METHODS}
     for own in axes.values():
         if "num_steps" in own:
             # Of fewer outer steps a cosine is a few stairs that do not end near 0.
@@ -198,7 +199,7 @@ def make_grid(scenario: str, budget: int) -> Grid:
             own |= {"weight_decay": [0.0]} | _WITHOUT_DECAY.get(name, {})
     start = {}
     for name, own in axes.items():
-        values = _START | _OWN_START.get(name, {})
+        values = START | OWN_START.get(name, {})
         start[name] = {
             axis: values[axis] if values[axis] in own[axis] else own[axis][0]
             for axis in own

@@ -53,7 +53,7 @@ def test_grids_are_fair_and_valid(scenario):
             assert values == sorted(set(values)), (name, axis)
             assert grid.start[name][axis] in values
             # The start that is meant is on its axis, no other one in its place.
-            meant = flat_minima._START | flat_minima._OWN_START.get(name, {})
+            meant = flat_minima.START | flat_minima.OWN_START.get(name, {})
             if axis != "weight_decay" or not scenario.endswith("_nodecay"):
                 assert grid.start[name][axis] == meant[axis]
         assert set(grid.start[name]) == set(axes)
@@ -231,7 +231,7 @@ def test_headroom_sets_the_rates_and_nothing_else(search, monkeypatch):
     monkeypatch.setattr(headroom, "METHODS", names)
     monkeypatch.setattr(headroom, "Experiment", Fake)
     monkeypatch.setattr(headroom, "make_task", lambda settings: None)
-    monkeypatch.setattr(headroom, "RATES", flat_minima._RATES)  # the landscape's
+    monkeypatch.setattr(headroom, "RATES", flat_minima.RATES)  # the landscape's
     headroom.measure("wrong40_nodecay", out, Console(quiet=True))
     chosen = flat_minima.tuned("wrong40_nodecay", out)
     assert len(seen) == 2 * len(names) * 3 * len(headroom.RATES)
