@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from entropy_optax.experiments import (
     results_filter,
+    results_filter_forms,
     results_measure_figures,
     results_replicas,
     results_stability,
@@ -56,6 +57,9 @@ def draw_all(results: pathlib.Path, found: dict[str, Any]) -> list[pathlib.Path]
     if "filter_compare" in found:
         path = results / "filter_entropy" / "errors.png"
         drawn.append(results_filter.draw(path, found["filter_compare"]))
+    if "filter_flatness" in found:
+        path = results / "filter_entropy" / "flatness.png"
+        drawn.append(results_filter_forms.draw(path, found["filter_flatness"]))
     return drawn
 
 

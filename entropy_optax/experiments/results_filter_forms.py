@@ -1,12 +1,16 @@
 """The forms of the method that were searched, and how flat the ends are: tables."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from entropy_optax.experiments import filter_study
+from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import floats, markdown, mean_and_error
+from entropy_optax.measure._figures import new_figure
 
 Record = dict[str, Any]
 _FLATNESS = {
@@ -86,6 +90,56 @@ def flatness(records: dict[str, Record]) -> str:
         + " eigenvalue of its Hessian, also in units of the filters, and its rise under"
         + " Gaussian noise of so many times each filter's size."
     )
+
+
+def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
+    """Draws test error over flatness, the trace in units of the filters.
+
+    Args:
+      path: of the PNG file.
+      records: scenario to `flatness.json`.
+
+    Returns:
+      The path.
+    """
+    columns = min(4, len(records))
+    lines = -(-len(records) // columns)
+    figure = new_figure(2.7 * columns, 2.5 * lines + 0.7)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    labels = {}
+    for axis, (name, record) in zip(axes, records.items(), strict=False):
+        for method in filter_study.METHODS:
+            own = [row for row in record["rows"] if row["method"] == method]
+            if not own:
+                continue
+            # The median: one lost run would set the scale of the whole panel.
+            traces, errors = (
+                np.median(floats([row[key] for row in own]))
+                for key in ("filter_trace", "test_error")
+            )
+            colour, marker = STYLES[method]
+            labels[LABELS[method]] = axis.plot(
+                traces, errors, color=colour, marker=marker, linestyle="none"
+            )[0]
+        axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        subs = (1, 2, 5) if high < 20 * low else (1,)
+        axis.xaxis.set_major_locator(LogLocator(subs=subs))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("trace in the filters' units", fontsize=8)
+        axis.set_title(name, fontsize=9)
+        axis.grid(visible=True, alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    for axis in axes[len(records) :]:
+        axis.set_axis_off()
+    figure.supylabel("test error, %", fontsize=9)
+    figure.legend(
+        labels.values(), labels, loc="outside lower center", ncols=5, fontsize=8
+    )
+    figure.savefig(path, dpi=130)
+    return path
 
 
 def _number(values: list[float]) -> str:

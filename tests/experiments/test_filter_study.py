@@ -393,6 +393,10 @@ def test_flatness_of_the_ends(monkeypatch, tmp_path, tiny_net):
         assert row["largest"] > 0
         assert row["noise_0.5"] > row["noise_0.1"]
     assert "| Filter-Entropy-SGD |" in results_filter_forms.flatness({"500": record})
+    found = {"500": record, "1000": record, **dict.fromkeys("abc", record)}
+    path = results_filter_forms.draw(tmp_path / "flatness.png", found)
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert path.stat().st_size > 5000  # more than an empty canvas
 
 
 def test_repetition_on_other_training_sets(monkeypatch, tmp_path, tiny_net):
