@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.stats import spearmanr
 
 from entropy_optax.experiments import filter_study
 from entropy_optax.experiments.figure import STYLES
@@ -68,9 +69,9 @@ def flatness(records: dict[str, Record]) -> str:
       records: scenario to `flatness.json`.
 
     Returns:
-      A table for each scenario.
+      A table for each scenario, and one of the rank correlations with the error.
     """
-    tables = []
+    tables, correlations = [], []
     for name, record in records.items():
         rows = []
         for method in filter_study.METHODS:
@@ -81,6 +82,10 @@ def flatness(records: dict[str, Record]) -> str:
             cells += [_number(floats([row[key] for row in own])) for key in _FLATNESS]
             rows.append([LABELS[method], *cells])
         tables.append(markdown([f"{name}", "test error %", *_FLATNESS.values()], rows))
+        ranks = (f"{_with_error(record, key):+.2f}" for key in _FLATNESS)
+        correlations.append([name, *ranks])
+    title = "rank correlation with the test error"
+    tables.append(markdown([title, *_FLATNESS.values()], correlations))
     record = next(iter(records.values()))
     n = len({row["seed"] for row in record["rows"]})
     return (
@@ -88,7 +93,9 @@ def flatness(records: dict[str, Record]) -> str:
         + f"\n\nMean ± standard error over {n} seeds. Of the cross-entropy of the first"
         + f" {record['num_examples']} training images, without decay: trace and largest"
         + " eigenvalue of its Hessian, also in units of the filters, and its rise under"
-        + " Gaussian noise of so many times each filter's size."
+        + " Gaussian noise of so many times each filter's size. Spearman's correlation"
+        + " is that of the methods' medians over the seeds: at 1 the flattest has the"
+        + " lowest error."
     )
 
 
@@ -112,14 +119,10 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
             own = [row for row in record["rows"] if row["method"] == method]
             if not own:
                 continue
-            # The median: one lost run would set the scale of the whole panel.
-            traces, errors = (
-                np.median(floats([row[key] for row in own]))
-                for key in ("filter_trace", "test_error")
-            )
             colour, marker = STYLES[method]
+            point = (_median(own, key) for key in ("filter_trace", "test_error"))
             labels[LABELS[method]] = axis.plot(
-                traces, errors, color=colour, marker=marker, linestyle="none"
+                *point, color=colour, marker=marker, linestyle="none"
             )[0]
         axis.set_xscale("log")
         low, high = axis.get_xlim()
@@ -140,6 +143,21 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     )
     figure.savefig(path, dpi=130)
     return path
+
+
+def _with_error(record: Record, key: str) -> float:
+    methods = dict.fromkeys(row["method"] for row in record["rows"])
+    of = lambda name: [row for row in record["rows"] if row["method"] == name]
+    points = [(_median(of(m), key), _median(of(m), "test_error")) for m in methods]
+    if len(points) < 3:
+        return float("nan")  # two are always in order, or against it
+    found: Any = spearmanr(points)
+    return float(found.statistic)
+
+
+def _median(rows: list[Record], key: str) -> float:
+    # Not the mean: one lost run would be the whole of it.
+    return float(np.median(floats([row[key] for row in rows])))
 
 
 def _number(values: list[float]) -> str:

@@ -399,6 +399,24 @@ def test_flatness_of_the_ends(monkeypatch, tmp_path, tiny_net):
     assert path.stat().st_size > 5000  # more than an empty canvas
 
 
+def test_flatness_is_correlated_with_the_error_by_ranks():
+    methods = filter_study.METHODS[:4]
+    rows = [
+        dict.fromkeys(results_filter_forms._FLATNESS, 10.0**i)
+        | {"method": name, "seed": seed, "test_error": i + 0.1 * seed}
+        | {"trace": 5.0 - i, "largest": [2.0, 1.0, 3.0, 4.0][i]}
+        for i, name in enumerate(methods)
+        for seed in range(3)
+    ]
+    rows[0]["filter_trace"] = 1e9  # a lost run does not decide
+    said = results_filter_forms.flatness({"500": {"num_examples": 9, "rows": rows}})
+    (last,) = (x for x in said.splitlines() if x.startswith("| 500 | +"))
+    # Spearman's of one exchange in four is 1 - 6 * 2 / (4 * 15).
+    assert last.startswith("| 500 | +1.00 | -1.00 | +0.80 | +1.00 |")
+    few = {"num_examples": 9, "rows": rows[:6]}
+    assert "| 500 | +nan |" in results_filter_forms.flatness({"500": few})
+
+
 def test_repetition_on_other_training_sets(monkeypatch, tmp_path, tiny_net):
     methods = ("sgd", "filter_entropy")
     monkeypatch.setattr(filter_study, "METHODS", (*methods, "muon"))
