@@ -27,6 +27,7 @@ from entropy_optax.experiments.tasks import make_task
 
 # Of the first set; every set has its own, so that the sets are independent.
 SEEDS = tuple(range(500, 504))
+SCORES = ("test_error", "test_loss")
 # Where Entropy-SGD runs as tuned on fewer wrong labels, too.
 ELSEWHERE = {"wrong40": "wrong20", "wrong40_nodecay": "wrong20_nodecay"}
 
@@ -84,7 +85,7 @@ def measure(scenario: str, out: pathlib.Path, console: Console) -> None:
 
 
 def measure_filters(scenario: str, out: pathlib.Path, console: Console) -> None:
-    """The same of the study in the filters' geometry, of what it tuned; resumable.
+    """Runs what `filter_compare` tuned on the other training sets; resumable.
 
     Args:
       scenario: its name; it has been compared.
@@ -134,10 +135,10 @@ def repeat(
     noisy = lambda own: jnp.asarray(mislabel(np.asarray(own), noise, classes))
     sets = [(images[i : i + size], noisy(labels[i : i + size])) for i in starts]
     experiment = Experiment(settings, task)
-    memo = Memo(out / scenario / "repetition.part", (tried, SEEDS, size))
+    memo = Memo(out / scenario / "repetition.part", (tried, SEEDS, size, SCORES))
 
     def scores(method: str, own: Settings) -> dict[str, list[list[float]]]:
-        found: dict[str, list[list[float]]] = {"test_error": [], "test_loss": []}
+        found: dict[str, list[list[float]]] = {score: [] for score in SCORES}
         for i, data in enumerate(sets):
             members = [Member(seed + len(SEEDS) * i, own) for seed in SEEDS]
             # One compiled step serves all sets. The study's network has no BatchNorm,

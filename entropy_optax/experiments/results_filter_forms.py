@@ -82,7 +82,7 @@ def flatness(records: dict[str, Record]) -> str:
             cells += [_number(floats([row[key] for row in own])) for key in _FLATNESS]
             rows.append([LABELS[method], *cells])
         tables.append(markdown([f"{name}", "test error %", *_FLATNESS.values()], rows))
-        ranks = (f"{_with_error(record, key):+.2f}" for key in _FLATNESS)
+        ranks = (f"{_rank_correlation(record, key):+.2f}" for key in _FLATNESS)
         correlations.append([name, *ranks])
     title = "rank correlation with the test error"
     tables.append(markdown([title, *_FLATNESS.values()], correlations))
@@ -130,7 +130,7 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
         axis.xaxis.set_major_locator(LogLocator(subs=subs))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("trace in the filters' units", fontsize=8)
+        axis.set_xlabel("trace in the filters' units, median", fontsize=8)
         axis.set_title(name, fontsize=9)
         axis.grid(visible=True, alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
@@ -145,7 +145,7 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     return path
 
 
-def _with_error(record: Record, key: str) -> float:
+def _rank_correlation(record: Record, key: str) -> float:
     methods = dict.fromkeys(row["method"] for row in record["rows"])
     of = lambda name: [row for row in record["rows"] if row["method"] == name]
     points = [(_median(of(m), key), _median(of(m), "test_error")) for m in methods]

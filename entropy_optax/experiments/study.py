@@ -121,12 +121,16 @@ def run(
 
 
 def _lacks_methods(part: str, record: pathlib.Path) -> bool:
-    # A comparison, or what starts from it, goes on when methods have been added to it.
+    # A comparison goes on when methods have been added to it; what starts from it is
+    # measured again when more have been compared.
     if part not in ("filter_compare", "filter_flatness", "filter_repetition"):
         return False
     content = json.loads(record.read_text())
-    done = content.get("runs") or {row["method"] for row in content["rows"]}
-    return not set(filter_study.METHODS) <= set(done)
+    if part == "filter_compare":
+        return not set(filter_study.METHODS) <= set(content["runs"])
+    compared = json.loads((record.parent / "compare.json").read_text())
+    done = {row["method"] for row in content["rows"]}
+    return not set(compared["settings"]["optimizer"]) <= done
 
 
 def _record(part: str, scenario: str, out: pathlib.Path) -> pathlib.Path:

@@ -77,9 +77,9 @@ def extreme_eigenvalues(
       f: the loss, an `Objective` or any function of the params.
       params: where.
       key: PRNG key of the first vector.
-      num: eigenvalues at each end, below n / 2.
-      num_smallest: of the small end, if not num; with 0 it is not looked for: next to
-        0 it is the slower one to find, and may not converge.
+      num: eigenvalues at the large end, below n / 2.
+      num_smallest: eigenvalues at the small end, num by default; 0 skips that end,
+        which converges slowly, or not at all, where many eigenvalues are near 0.
       curvature: of the Hessian, or of the Gauss-Newton matrix.
       tolerance: relative to each eigenvalue. In float32 the small end is right to 1e-6
         of the largest eigenvalue at best: its residual says how right.
@@ -90,7 +90,7 @@ def extreme_eigenvalues(
 
     Raises:
       NotConverged: if an end was not found, a MeasureError itself.
-      MeasureError: if a product is not finite, or num is too large.
+      MeasureError: if a product is not finite, or num or num_smallest is out of range.
 
     Examples:
       >>> import jax
@@ -114,8 +114,8 @@ def extreme_eigenvalues(
     counter = [0]
     if not np.any(multiply(first)):  # ARPACK stumbles over a matrix of zeros
         zeros = [np.zeros(count) for count in counts.values()]
-        basis = [np.eye(count, size) for count in counts.values()]
-        return ExtremeEigenvalues(*zeros, *zeros, *basis, num_products=1)
+        vectors = [np.eye(count, size) for count in counts.values()]
+        return ExtremeEigenvalues(*zeros, *zeros, *vectors, num_products=1)
 
     def counted(vector: np.ndarray) -> np.ndarray:
         counter[0] += 1

@@ -22,7 +22,9 @@ from entropy_optax.experiments import (
 from entropy_optax.experiments.checks import check
 from entropy_optax.experiments.evaluate import Score
 from entropy_optax.experiments.grid import configurations, with_fields
-from entropy_optax.experiments.settings import SettingsError
+from entropy_optax.experiments.runner import Experiment
+from entropy_optax.experiments.settings import Settings, SettingsError, from_dict
+from entropy_optax.experiments.tasks import make_task
 
 AFTER = ("filter_flatness", "filter_repetition")
 
@@ -102,7 +104,7 @@ def test_controls_and_rivals_that_do_not_exist_are_refused():
 
 
 def test_unknown_scenarios_are_refused(tmp_path):
-    for part in (*("filter_forms", "filter_compare"), *AFTER):
+    for part in ("filter_forms", "filter_compare", *AFTER):
         with pytest.raises(SettingsError, match="got 'none', wanted one of 500"):
             study.run(part, ["none"], tmp_path, "it", quiet())
     for part in AFTER:
@@ -352,18 +354,19 @@ def test_records_are_read_by_scenario(tmp_path):
 
 @pytest.fixture
 def tiny_net(monkeypatch, tmp_path, make_tiny):
-    """The scenario 500 with a net of eight units and the first 8 or 40 tiny images."""
+    """Makes the scenario 500 of a net of eight units on tiny images, as compared."""
     make_tiny(tmp_path / "tiny")
     monkeypatch.setenv("ENTROPY_OPTAX_DATA", str(tmp_path))
     small = lambda **options: models.MnistFC(features=(8,), dropout_rate=0.0)
     monkeypatch.setattr(image_task, "MODELS", {"mlp": small})
 
-    def chosen(num_train, optimizer):
+    def chosen(num_train, optimizer, label_noise=0.0):
         settings = {
             "model": "mlp",
             "data": "tiny",
             "pool": 1,
             "num_train": num_train,
+            "label_noise": label_noise,
             "batch_size": 8,
             "num_gradients": 40,
             "report_every": 20,
@@ -419,23 +422,45 @@ def test_flatness_is_correlated_with_the_error_by_ranks():
 
 def test_repetition_on_other_training_sets(monkeypatch, tmp_path, tiny_net):
     methods = ("sgd", "filter_entropy")
+    seen, run = [], Experiment.run_together
+
+    def spy(self, name, members, **options):
+        seen.append((name, [m.seed for m in members], self.task.data))
+        return run(self, name, members, **options)
+
+    monkeypatch.setattr(Experiment, "run_together", spy)
     monkeypatch.setattr(filter_study, "METHODS", (*methods, "muon"))
-    tiny_net(8, list(methods))  # Muon was not compared
+    tiny_net(8, list(methods), label_noise=0.5)  # Muon was not compared
     assert study.run("filter_repetition", ["500"], tmp_path, "it", quiet()) == 0
-    record = read(tmp_path / "500" / "repetition.json")
+    path, compared = (tmp_path / "500" / f"{n}.json" for n in ("repetition", "compare"))
+    record = read(path)
     assert [row["method"] for row in record["rows"]] == list(methods)
-    sets = record["num_sets"]
-    assert sets >= 5
+    whole = dataclasses.replace(
+        from_dict(Settings, read(compared)["settings"]), num_train=None, label_noise=0.0
+    )
+    images, labels = make_task(whole).data
+    sets = len(labels) // 8 - 1
+    assert record["num_sets"] == sets
     for row in record["rows"]:
         for score in ("test_error", "test_loss"):
             assert np.shape(row[score]) == (sets, 4)
         assert len(np.unique(row["test_loss"])) == 4 * sets
+    # The same sets and seeds for all, the first set left out, half of the labels wrong.
+    for k, (name, seeds, own) in enumerate(seen):
+        i = k % sets
+        assert name == methods[k // sets]
+        assert seeds == list(range(500 + 4 * i, 504 + 4 * i))
+        own_set = slice(8 * i + 8, 8 * i + 16)
+        np.testing.assert_array_equal(own[0], images[own_set])
+        assert np.sum(own[1] != labels[own_set]) == 4
     # It is done before, until another method has been compared.
-    path = tmp_path / "500" / "repetition.json"
-    before = path.stat().st_mtime_ns
-    monkeypatch.setattr(filter_study, "METHODS", methods)
+    count = len(seen)
     assert study.run("filter_repetition", ["500"], tmp_path, "it", quiet()) == 0
-    assert path.stat().st_mtime_ns == before
+    assert len(seen) == count
+    settings = read(compared)["settings"] | {"optimizer": [*methods, "muon"]}
+    compared.write_text(json.dumps({"settings": settings}))
+    assert study.run("filter_repetition", ["500"], tmp_path, "it", quiet()) == 0
+    assert [row["method"] for row in read(path)["rows"]] == [*methods, "muon"]
 
 
 def test_the_table_of_the_repetition():
@@ -446,11 +471,10 @@ def test_the_table_of_the_repetition():
     rows = []
     for name, own in zip(filter_study.METHODS, noise, strict=True):
         error = 10 + ups.get(name, 0.0) + own + seeds
-        rows.append({"method": name, "test_error": error, "test_loss": 1 + own + seeds})
-    rows[2]["test_error"][3] += 20.0
-    rows = [
-        {k: getattr(v, "tolist", lambda v=v: v)() for k, v in r.items()} for r in rows
-    ]
+        error[3] += 20.0 * (name == "sam")
+        loss = 1 + own + seeds
+        scores = {"test_error": error.tolist(), "test_loss": loss.tolist()}
+        rows.append({"method": name} | scores)
     record = {"settings": {"model": "mlp"}, "num_sets": 7, "seeds": [0, 1, 2, 3]}
     said = results_filter.repetition({"500": record | {"rows": rows}})
     own = np.mean(rows[-1]["test_error"], axis=1)
