@@ -128,9 +128,10 @@ def _lacks_methods(part: str, record: pathlib.Path) -> bool:
     content = json.loads(record.read_text())
     if part == "filter_compare":
         return not set(filter_study.METHODS) <= set(content["runs"])
-    compared = json.loads((record.parent / "compare.json").read_text())
-    done = {row["method"] for row in content["rows"]}
-    return not set(compared["settings"]["optimizer"]) <= done
+    settings = flat_minima.tuned(
+        record.parent.name, record.parents[1], "filter_compare"
+    )
+    return not set(settings.optimizer) <= {row["method"] for row in content["rows"]}
 
 
 def _record(part: str, scenario: str, out: pathlib.Path) -> pathlib.Path:
