@@ -48,6 +48,8 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
             rows.append({"method": method, "seed": seed})
             rows[-1] |= memo(f"{method}, seed {seed}", find)
         console.print(f"{scenario}: flatness of {method}", highlight=False)
+        # Each end compiles its own products; forty of a LeNet are more than LLVM holds.
+        jax.clear_caches()
     content = {
         "scenario": scenario,
         "num_examples": NUM_EXAMPLES,
