@@ -10,7 +10,7 @@ from rich.console import Console
 
 import entropy_optax as eo
 from entropy_optax import measure
-from entropy_optax.experiments import filter_study, flat_minima
+from entropy_optax.experiments import flat_minima
 from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.memo import Memo
 from entropy_optax.experiments.objectives import objectives
@@ -41,8 +41,7 @@ def run(scenario: str, out: pathlib.Path, console: Console) -> None:
     basis = (settings, NUM_EXAMPLES, NUM_PROBES, NOISES)
     memo = Memo(out / scenario / "flatness.part", basis)
     rows = []
-    # Of the order of the tables; a method that was not tuned is not measured.
-    for method in (m for m in filter_study.METHODS if m in settings.optimizer):
+    for method in settings.optimizer:
         for seed in SEEDS:
             find = functools.partial(_measured, experiment, task, method, seed)
             rows.append({"method": method, "seed": seed})

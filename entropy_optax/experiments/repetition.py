@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from entropy_optax.experiments import filter_study, report
+from entropy_optax.experiments import report
 from entropy_optax.experiments._variants import mislabel
 from entropy_optax.experiments.comparison import write_json
 from entropy_optax.experiments.flat_minima import METHODS, tuned
@@ -96,8 +96,7 @@ def measure_filters(scenario: str, out: pathlib.Path, console: Console) -> None:
       SettingsError: if it was not compared, or there are too few other training sets.
     """
     own = tuned(scenario, out, "filter_compare")
-    methods = (name for name in filter_study.METHODS if name in own.optimizer)
-    tried = [Contender(name, scenario, True, own) for name in methods]
+    tried = [Contender(name, scenario, True, own) for name in own.optimizer]
     repeat(scenario, own, tried, out, console)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.stats import spearmanr
 
-from entropy_optax.experiments import filter_study
 from entropy_optax.experiments.figure import STYLES
 from entropy_optax.experiments.report import LABELS
 from entropy_optax.experiments.results_format import floats, markdown, mean_and_error
@@ -74,10 +73,7 @@ def flatness(records: dict[str, Record]) -> str:
     tables, correlations = [], []
     for name, record in records.items():
         rows = []
-        for method in filter_study.METHODS:
-            own = [row for row in record["rows"] if row["method"] == method]
-            if not own:
-                continue
+        for method, own in _by_method(record).items():
             cells = [mean_and_error([row["test_error"] for row in own], 2)]
             cells += [_number(floats([row[key] for row in own])) for key in _FLATNESS]
             rows.append([LABELS[method], *cells])
@@ -115,10 +111,7 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     labels = {}
     for axis, (name, record) in zip(axes, records.items(), strict=False):
-        for method in filter_study.METHODS:
-            own = [row for row in record["rows"] if row["method"] == method]
-            if not own:
-                continue
+        for method, own in _by_method(record).items():
             colour, marker = STYLES[method]
             point = (_median(own, key) for key in ("filter_trace", "test_error"))
             labels[LABELS[method]] = axis.plot(
@@ -145,10 +138,16 @@ def draw(path: pathlib.Path, records: dict[str, Record]) -> pathlib.Path:
     return path
 
 
+def _by_method(record: Record) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in record["rows"]:
+        found.setdefault(row["method"], []).append(row)
+    return found
+
+
 def _rank_correlation(record: Record, key: str) -> float:
-    methods = dict.fromkeys(row["method"] for row in record["rows"])
-    of = lambda name: [row for row in record["rows"] if row["method"] == name]
-    points = [(_median(of(m), key), _median(of(m), "test_error")) for m in methods]
+    ends = _by_method(record).values()
+    points = [(_median(own, key), _median(own, "test_error")) for own in ends]
     if len(points) < 3:
         return float("nan")  # two are always in order, or against it
     found: Any = spearmanr(points)
